@@ -1,0 +1,53 @@
+"""trunkline: a session router for async bots.
+
+The names below are imported when they are first asked for, so that a bot that only routes does not
+import a database.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trunkline.routing import (
+        PruneResult,
+        Resolution,
+        Route,
+        RouteRecord,
+        SessionKey,
+        SessionRouter,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "PruneResult",
+    "Resolution",
+    "Route",
+    "RouteRecord",
+    "SessionKey",
+    "SessionRouter",
+)
+
+_HOME = {
+    "PruneResult": "trunkline.routing",
+    "Resolution": "trunkline.routing",
+    "Route": "trunkline.routing",
+    "RouteRecord": "trunkline.routing",
+    "SessionKey": "trunkline.routing",
+    "SessionRouter": "trunkline.routing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *(name for name in _HOME if name not in globals())]

@@ -1,0 +1,242 @@
+"""What runs an actor: its mailbox, its present incarnation, and the loop that serves its calls."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from trunkline.actors.actor import Actor, BatchActor
+from trunkline.actors.mailbox import Call, Crash, Mailbox
+from trunkline.actors.ref import ActorRef, is_async
+from trunkline.errors import ActorCrashed, ActorStopped, CallTimeout, TrunklineError
+
+__all__ = ("LOCAL_TURNS", "Cell")
+
+A = TypeVar("A", bound=Actor)
+
+#: Calls in a row that may run in their callers' tasks before one has to take the mailbox, and so
+#: lets the event loop run. The number is that of tokio's cooperative budget.
+LOCAL_TURNS = 128
+
+#: How long an incarnation may take to clean up, also when its task was cancelled.
+STOP_SECONDS = 5.0
+
+class Cell(Generic[A]):
+    """One supervised actor, across all of its incarnations."""
+
+    __slots__ = (
+        "_batch",
+        "_call_timeout_ms",
+        "_closed_because",
+        "_factory",
+        "_granted_turns",
+        "_mailbox",
+        "_max_batch",
+        "finished",
+        "name",
+        "queued_calls",
+        "ref",
+        "restarts",
+    )
+
+    #: The handle that callers hold. The cell keeps what they see there up to date.
+    ref: ActorRef[A]
+    #: Set when the actor has stopped for good.
+    finished: anyio.Event
+
+    def __init__(
+        self,
+        factory: Callable[[], A],
+        *,
+        name: str,
+        mailbox_size: int,
+        call_timeout_ms: int,
+        max_batch: int,
+    ) -> None:
+        self.name = name
+        self.ref = ActorRef(self)
+        self.queued_calls = 0
+        self.restarts = 0
+        self.finished = anyio.Event()
+        self._factory = factory
+        self._call_timeout_ms = call_timeout_ms
+        self._max_batch = max_batch
+        self._granted_turns = 0
+        self._closed_because: str | None = None
+        self._mailbox = Mailbox(mailbox_size)
+        # Calls taken out of the mailbox and not yet begun; a crash leaves them to the next
+        # incarnation.
+        self._batch: deque[Call] = deque()
+
+    # -- the caller's side -----------------------------------------------------------------------
+
+    @property
+    def local_calls(self) -> int:
+        """Calls that ran in their callers' tasks so far."""
+        return self._granted_turns - self.ref.local_turns
+
+    @property
+    def mailbox_depth(self) -> int:
+        """Calls that wait to be begun."""
+        return len(self._mailbox) + len(self._batch)
+
+    async def ask(
+        self, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Send a call through the mailbox and wait for its reply.
+
+        Raises:
+            ActorStopped: the actor will never serve it.
+            CallTimeout: no reply within the timeout; a call that was not begun never will be.
+        """
+        if self._closed_because is not None:
+            raise ActorStopped(f"{self.name} has stopped: {self._closed_because}")
+        self._end_local_turns()
+        self.queued_calls += 1
+        call = Call(handler, args, kwargs)
+        if not await self._mailbox.ask(call, self._call_timeout_ms):
+            raise CallTimeout(f"{self.name} did not reply within {self._call_timeout_ms} ms")
+        return call.result()
+
+    def crashed(self, error: Exception) -> ActorCrashed:
+        """Take the actor down because of a handler that raised `error` in its caller's task."""
+        self._down()
+        self._mailbox.put_crash(Crash(error))
+        return self._crash_reply(error)
+
+    def _crash_reply(self, error: Exception) -> ActorCrashed:
+        return ActorCrashed(f"{self.name} crashed while it served this call: {error!r}")
+
+    # -- the actor's side ------------------------------------------------------------------------
+
+    async def run_incarnation(self, on_up: Callable[[], None]) -> None:
+        """Run one incarnation until its mailbox is closed and empty.
+
+        Args:
+            on_up: called when the incarnation is ready to serve.
+
+        Raises:
+            Exception: what made it crash.
+        """
+        actor = self._factory()
+        await actor.on_start()
+        try:
+            self.ref.actor = actor
+            on_up()
+            await self._serve(actor)
+        finally:
+            self._down()
+            with anyio.move_on_after(STOP_SECONDS, shield=True):
+                await actor.on_stop()
+
+    def close(self) -> None:
+        """Take no more calls; the actor ends once it has served those it took."""
+        self._refuse_new("it was stopped")
+        self._mailbox.close()
+
+    def finish(self, reason: str) -> None:
+        """The actor is gone for good: every call that has no reply gets `ActorStopped`."""
+        self._refuse_new(reason)
+        self._down()
+        self._mailbox.refuse_all(f"{self.name} has stopped: {self._closed_because}")
+        self.finished.set()
+
+    def _refuse_new(self, reason: str) -> None:
+        self._end_local_turns()
+        if self._closed_because is None:
+            self._closed_because = reason
+
+    def _down(self) -> None:
+        self._end_local_turns()
+        self.ref.actor = None
+
+    def _grant_local_turns(self) -> None:
+        self._granted_turns += LOCAL_TURNS - self.ref.local_turns
+        self.ref.local_turns = LOCAL_TURNS
+
+    def _end_local_turns(self) -> None:
+        self._granted_turns -= self.ref.local_turns
+        self.ref.local_turns = 0
+
+    async def _serve(self, actor: A) -> None:
+        serve_batch = self._serve_together if isinstance(actor, BatchActor) else self._serve_singly
+        if self._batch:
+            await serve_batch(actor)
+        try:
+            while True:
+                self._take_batch(await self._next_item(actor))
+                await serve_batch(actor)
+        except anyio.EndOfStream:
+            return
+
+    async def _next_item(self, actor: A) -> Call | Crash:
+        try:
+            item = self._mailbox.take_nowait()
+        except anyio.WouldBlock:
+            if self._closed_because is None and not isinstance(actor, BatchActor):
+                self._grant_local_turns()
+            return await self._mailbox.take()
+        # A mailbox that never runs empty must not keep the event loop to itself.
+        await checkpoint()
+        return item
+
+    def _take_batch(self, item: Call | Crash) -> None:
+        """Move `item`, and what waits behind it, into the batch.
+
+        A `Crash` stands alone: it is sent to an empty mailbox, and the calls behind it are for
+        the next incarnation.
+        """
+        if isinstance(item, Crash):
+            raise item.error
+        batch = self._batch
+        batch.append(item)
+        while len(batch) < self._max_batch:
+            try:
+                item = self._mailbox.take_nowait()
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                return
+            assert isinstance(item, Call)
+            batch.append(item)
+
+    async def _serve_singly(self, actor: A) -> None:
+        batch = self._batch
+        while batch:
+            call = batch.popleft()
+            if not call.awaited:
+                continue
+            try:
+                result = call.handler(actor, *call.args, **call.kwargs)
+                if is_async(call.handler):
+                    result = await result
+            except TrunklineError as error:
+                call.fail(error)
+            except Exception as error:
+                call.fail(_caused(self._crash_reply(error), error))
+                raise
+            else:
+                call.answer(result)
+
+    async def _serve_together(self, actor: A) -> None:
+        assert isinstance(actor, BatchActor)
+        calls = [call for call in self._batch if call.awaited]
+        self._batch.clear()
+        if not calls:
+            return
+        try:
+            await actor.handle_batch(calls)
+            unanswered = [call for call in calls if not call.answered]
+            if unanswered:
+                raise RuntimeError(f"{self.name} left {unanswered[0]!r} without a reply")
+        except Exception as error:
+            for call in calls:
+                call.fail(_caused(self._crash_reply(error), error))
+            raise
+
+
+def _caused(error: ActorCrashed, cause: Exception) -> ActorCrashed:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,100 @@
+"""Lifetimes: `async with`, or `start` and `stop` for frameworks that call them in different tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+
+__all__ = ("Service", "open_task_group")
+
+
+class Service(AsyncContextManagerMixin):
+    """Something that runs between entering and leaving it.
+
+    `async with service:` is the way. Where a framework has start and stop hooks that run in
+    different tasks (python-telegram-bot, ASGI lifespans), `await service.start()` and
+    `await service.stop()` do the same on asyncio, and keep the context in a task of their own.
+    """
+
+    __holder: asyncio.Task[None] | None = None
+    __stop_requested: asyncio.Event
+
+    async def start(self) -> Self:
+        """Enter the context in a task of its own; returns when it is entered.
+
+        Raises:
+            RuntimeError: it is started already, or the event loop is not asyncio's.
+            Exception: whatever entering raised.
+        """
+        if self.__holder is not None:
+            raise RuntimeError(f"this {type(self).__name__} has already been started")
+        loop = _asyncio_loop(type(self).__name__)
+        entered: asyncio.Future[None] = loop.create_future()
+        self.__stop_requested = asyncio.Event()
+        self.__holder = loop.create_task(self.__hold(entered), name=f"{type(self).__name__}.start")
+        try:
+            await asyncio.shield(entered)
+        except BaseException:
+            holder, self.__holder = self.__holder, None
+            holder.cancel()
+            await asyncio.wait([holder])
+            raise
+        return self
+
+    async def stop(self) -> None:
+        """Leave the context and wait until that is done. Without a `start` it does nothing.
+
+        Raises:
+            Exception: whatever leaving raised, or ended the service before.
+        """
+        holder = self.__holder
+        if holder is None:
+            return
+        self.__stop_requested.set()
+        # A cancelled stop() leaves the holder running: leaving goes on in the background.
+        await asyncio.shield(holder)
+        self.__holder = None
+
+    async def __hold(self, entered: asyncio.Future[None]) -> None:
+        try:
+            async with self:
+                if not entered.done():
+                    entered.set_result(None)
+                await self.__stop_requested.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            if isinstance(error, asyncio.CancelledError):
+                entered.cancel()
+            else:
+                entered.set_exception(error)
+
+
+def _asyncio_loop(name: str) -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(f"{name}.start() needs asyncio; use 'async with' on trio") from None
+
+
+@asynccontextmanager
+async def open_task_group() -> AsyncGenerator[TaskGroup, Any]:
+    """A task group that is nobody's business: one exception out of it comes out as itself.
+
+    The caller of `async with SessionRouter()` did not open a task group, and so must not meet an
+    `ExceptionGroup` around his own exception. More than one stay in their group.
+    """
+    try:
+        async with anyio.create_task_group() as task_group:
+            yield task_group
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        error = group.exceptions[0]
+        raise error from error.__cause__

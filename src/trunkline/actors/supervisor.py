@@ -1,0 +1,177 @@
+"""The supervisor: starts actors, starts them again when they crash, and stops them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, Self, TypeVar
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+
+from trunkline.actors.actor import Actor
+from trunkline.actors.cell import Cell
+from trunkline.actors.clock import monotonic_ms
+from trunkline.actors.lifetime import Service, open_task_group
+from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive_ms
+from trunkline.actors.ref import ActorRef
+from trunkline.errors import RestartIntensityExceeded
+
+__all__ = ("LifecycleListener", "Supervisor")
+
+A = TypeVar("A", bound=Actor)
+
+_log = structlog.get_logger("trunkline.actors")
+
+
+class LifecycleListener(Protocol):
+    """Hears of crashes and restarts. It is called in the supervisor's task and must not raise."""
+
+    def actor_crashed(self, name: str, error: Exception) -> None: ...
+
+    def actor_restarted(self, name: str, restarts: int) -> None: ...
+
+
+class Supervisor(Service):
+    """One-for-one supervision, after Erlang/OTP: a crash costs one actor its state, no more.
+
+    Args:
+        policy: how many crashes are forgiven, and the rest after each.
+        name: stands in logs and errors.
+        stop_timeout_ms: how long leaving waits for calls that were accepted; what has no reply
+            by then gets `ActorStopped`.
+        listener: hears of crashes and restarts.
+
+    Raises:
+        RestartIntensityExceeded: out of `async with`, when crashes came faster than `policy`
+            allows. Every actor is stopped by then.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: RestartPolicy | None = None,
+        name: str = "supervisor",
+        stop_timeout_ms: int = 5_000,
+        listener: LifecycleListener | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy if policy is not None else RestartPolicy()
+        self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
+        self._listener = listener
+        self._cells: list[Cell[Any]] = []
+        self._crashes = CrashHistory(self.policy.within_ms)
+        self._task_group: TaskGroup | None = None
+
+    async def spawn(
+        self,
+        factory: Callable[[], A],
+        *,
+        name: str | None = None,
+        mailbox_size: int = 1_024,
+        call_timeout_ms: int = 5_000,
+        max_batch: int = 128,
+    ) -> ActorRef[A]:
+        """Start an actor and wait until it is up.
+
+        Args:
+            factory: makes an incarnation: an actor's class, or a function without arguments.
+                Called again after every crash.
+            name: stands in logs and errors; by default the factory's name.
+            mailbox_size: calls that may wait; more make their callers wait for room.
+            call_timeout_ms: how long a caller waits for its reply.
+            max_batch: calls that are taken out of the mailbox at once.
+
+        Raises:
+            RuntimeError: the supervisor does not run.
+            ConfigurationError: a size that makes no sense.
+            Exception: what `factory` or `on_start` raised; a first start is not tried again.
+        """
+        if self._task_group is None:
+            raise RuntimeError(f"{self.name} does not run: enter it with 'async with' first")
+        cell = Cell(
+            factory,
+            name=name if name is not None else getattr(factory, "__name__", repr(factory)),
+            mailbox_size=require_positive_ms("mailbox_size", mailbox_size),
+            call_timeout_ms=require_positive_ms("call_timeout_ms", call_timeout_ms),
+            max_batch=require_positive_ms("max_batch", max_batch),
+        )
+        self._cells.append(cell)
+        try:
+            await self._task_group.start(self._supervise, cell, name=f"{self.name}: {cell.name}")
+        except BaseException:
+            self._cells.remove(cell)
+            cell.finish("it never came up")
+            raise
+        return cell.ref
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        try:
+            async with open_task_group() as self._task_group:
+                yield self
+                await self._stop_actors()
+        finally:
+            self._task_group = None
+            self._cells.clear()
+
+    async def _stop_actors(self) -> None:
+        """Last started, first stopped; each serves what it took."""
+        with anyio.move_on_after(self._stop_timeout_ms / 1000) as scope:
+            for cell in reversed(self._cells):
+                cell.close()
+                await cell.finished.wait()
+        if scope.cancelled_caught and self._task_group is not None:
+            _log.warning("actors_cut_off", supervisor=self.name, after_ms=self._stop_timeout_ms)
+            self._task_group.cancel_scope.cancel("stop_timeout_ms is over")
+
+    async def _supervise(self, cell: Cell[A], *, task_status: TaskStatus[None]) -> None:
+        """The life of one actor, across its crashes."""
+        reason = "it was cancelled"
+        crashes = CrashHistory(self.policy.within_ms)
+        up_before = False
+
+        def on_up() -> None:
+            nonlocal up_before
+            if up_before:
+                self._note_restart(cell)
+            else:
+                up_before = True
+                task_status.started()
+
+        try:
+            while True:
+                try:
+                    await cell.run_incarnation(on_up)
+                except Exception as error:
+                    if not up_before:
+                        raise
+                    self._note_crash(cell, error)
+                    await anyio.sleep(self.policy.backoff_ms(crashes.add(monotonic_ms())) / 1000)
+                else:
+                    reason = "it was stopped"
+                    return
+        except RestartIntensityExceeded as error:
+            reason = str(error)
+            raise
+        finally:
+            cell.finish(reason)
+
+    def _note_crash(self, cell: Cell[Any], error: Exception) -> None:
+        _log.warning("actor_crashed", supervisor=self.name, actor=cell.name, exc_info=error)
+        if self._listener is not None:
+            self._listener.actor_crashed(cell.name, error)
+        if self._crashes.add(monotonic_ms()) > self.policy.max_restarts:
+            raise RestartIntensityExceeded(
+                f"{self.name} gave up: more than {self.policy.max_restarts} crashes within"
+                f" {self.policy.within_ms} ms, the last in {cell.name}: {error!r}"
+            ) from error
+
+    def _note_restart(self, cell: Cell[Any]) -> None:
+        cell.restarts += 1
+        _log.warning(
+            "actor_restarted", supervisor=self.name, actor=cell.name, restarts=cell.restarts
+        )
+        if self._listener is not None:
+            self._listener.actor_restarted(cell.name, cell.restarts)

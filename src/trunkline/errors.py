@@ -1,0 +1,116 @@
+"""Every exception that trunkline raises, in one tree.
+
+Catch `TrunklineError` for all of them, or a built-in where one fits: a bad key is also a
+`ValueError`, a missing route also a `LookupError`, a call that took too long also a `TimeoutError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = (
+    "ActorCrashed",
+    "ActorStopped",
+    "AlreadyBound",
+    "AmbiguousMatch",
+    "CallTimeout",
+    "ConfigurationError",
+    "InvalidRoute",
+    "InvalidSessionKey",
+    "NoRoute",
+    "NotFound",
+    "PartitionUnavailable",
+    "RestartIntensityExceeded",
+    "RouteExpired",
+    "RouteNotFound",
+    "StoreUnavailable",
+    "TransactionConflict",
+    "TransitionError",
+    "TrunklineError",
+)
+
+
+class TrunklineError(Exception):
+    """Root of the tree. An actor that raises one has answered its caller; it has not crashed."""
+
+
+class ConfigurationError(TrunklineError, ValueError):
+    """A setting, a URL or an argument that can never work; the message names the value."""
+
+
+class InvalidSessionKey(TrunklineError, ValueError):
+    """A session key of the wrong shape, with a part that is no string, or with an empty part."""
+
+
+class InvalidRoute(TrunklineError, ValueError):
+    """A route that names no external room."""
+
+
+class NotFound(TrunklineError, LookupError):
+    """What was asked for is not stored."""
+
+
+class RouteNotFound(NotFound):
+    """No route is stored under this key."""
+
+
+class RouteExpired(NotFound):
+    """A route was stored under this key and its time is over. Told once, then `RouteNotFound`."""
+
+
+class NoRoute(NotFound):
+    """Neither the key, nor its room, nor a fallback gave a route."""
+
+
+class AmbiguousMatch(TrunklineError, LookupError):
+    """More than one thing matched where one was asked for."""
+
+    #: What matched, in the order of ids.
+    matches: Sequence[object]
+
+    def __init__(self, message: str, matches: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.matches = matches
+
+
+class AlreadyBound(TrunklineError):
+    """An external id is bound to another room already."""
+
+    #: The id of the room it is bound to.
+    room_id: str | None
+
+    def __init__(self, message: str, room_id: str | None = None) -> None:
+        super().__init__(message)
+        self.room_id = room_id
+
+
+class TransactionConflict(TrunklineError):
+    """Another transaction changed what this one has read; nothing of this one was stored."""
+
+
+class TransitionError(TrunklineError):
+    """A flow does not declare this step."""
+
+
+class ActorCrashed(TrunklineError):
+    """The handler of this call raised an exception that is a bug; it is chained as the cause."""
+
+
+class ActorStopped(TrunklineError):
+    """The actor has stopped for good, or was never started: no call on it will be served."""
+
+
+class CallTimeout(TrunklineError, TimeoutError):
+    """No reply came within the call's timeout."""
+
+
+class RestartIntensityExceeded(TrunklineError):
+    """Actors crashed more often than their supervisor allows, and it gave up."""
+
+
+class PartitionUnavailable(TrunklineError):
+    """The partition that holds this key is down, and no fallback was given."""
+
+
+class StoreUnavailable(TrunklineError):
+    """The database or server behind a store does not answer."""

@@ -1,0 +1,79 @@
+"""Events: what happens inside, told to plain functions that a program subscribes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+__all__ = ("Event", "Events", "Subscriber", "log_event")
+
+_log = structlog.get_logger("trunkline.events")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. Subsystems subclass it with fields of their own."""
+
+    #: What happened, in the past tense where it has one: `resolved`, `evicted`, `crashed`.
+    name: str
+    #: The instance it happened in: the `name=` that a router or a store was given.
+    instance: str
+
+
+#: A plain function. It runs inside the actor, before the call is answered, so it should be short.
+Subscriber = Callable[[Event], object]
+
+
+class Events:
+    """The subscribers of one instance.
+
+    A publisher asks `if events.subscribers:` before it makes an event, so that without a
+    subscriber an event costs one attribute.
+    """
+
+    __slots__ = ("failures", "subscribers")
+
+    #: Who hears of events, in the order of subscription. Replaced, never changed, so that a
+    #: subscriber may unsubscribe while an event is told.
+    subscribers: tuple[Subscriber, ...]
+    #: Exceptions that subscribers raised so far.
+    failures: int
+
+    def __init__(self) -> None:
+        self.subscribers = ()
+        self.failures = 0
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Tell `subscriber` of every event from now on.
+
+        An exception that it raises is logged and counted in `failures`; nothing else notices.
+
+        Returns:
+            A function that ends the subscription; calling it again does nothing.
+        """
+
+        def unsubscribe() -> None:
+            self.subscribers = tuple(s for s in self.subscribers if s is not entry)
+
+        # A function may subscribe twice, and each subscription ends on its own.
+        def entry(event: Event) -> object:
+            return subscriber(event)
+
+        self.subscribers = (*self.subscribers, entry)
+        return unsubscribe
+
+    def publish(self, event: Event) -> None:
+        """Tell every subscriber of `event`."""
+        for subscriber in self.subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                self.failures += 1
+                _log.exception("subscriber_failed", event_name=event.name, instance=event.instance)
+
+
+def log_event(event: Event) -> None:
+    """A subscriber that logs every event at debug, with all of its fields."""
+    fields = msgspec.structs.asdict(event)
+    _log.debug(fields.pop("name"), **{k: v for k, v in fields.items() if v is not None})

@@ -1,0 +1,84 @@
+"""Counters of a router, by partition and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+__all__ = ("Counters", "PartitionStats", "RouterStats")
+
+
+class Counters:
+    """What a partition has counted. It outlives the partition's incarnations."""
+
+    __slots__ = (
+        "deletes",
+        "evicted",
+        "hits",
+        "misses",
+        "provided_fallbacks",
+        "pruned",
+        "sets",
+        "stale",
+        "thread_fallbacks",
+    )
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.thread_fallbacks = 0
+        self.provided_fallbacks = 0
+        self.misses = 0
+        self.stale = 0
+        self.evicted = 0
+        self.pruned = 0
+        self.sets = 0
+        self.deletes = 0
+
+
+class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the router started; crashes do not set them back."""
+
+    #: Records held now, expired ones included.
+    entries: int = 0
+    #: Records that can be held.
+    capacity: int = 0
+    #: Resolves answered by the key's own record.
+    hits: int = 0
+    #: Resolves answered by the record of the thread's room.
+    thread_fallbacks: int = 0
+    #: Resolves answered by a fallback that the caller gave.
+    provided_fallbacks: int = 0
+    #: Resolves without an answer.
+    misses: int = 0
+    #: Expired records that a read met.
+    stale: int = 0
+    #: Records that made room for others.
+    evicted: int = 0
+    #: Expired records that a prune removed.
+    pruned: int = 0
+    #: Routes set by the program.
+    sets: int = 0
+    #: Records deleted by the program.
+    deletes: int = 0
+    #: Calls that wait now.
+    mailbox_depth: int = 0
+    #: Restarts after a crash.
+    restarts: int = 0
+    #: Calls that ran at once in their callers' tasks.
+    local_calls: int = 0
+    #: Calls that took the mailbox.
+    queued_calls: int = 0
+
+    @classmethod
+    def sum(cls, stats: Iterable[PartitionStats]) -> PartitionStats:
+        """Each count added up."""
+        columns = zip(*(msgspec.structs.astuple(one) for one in stats), strict=True)
+        return cls(**dict(zip(cls.__struct_fields__, map(sum, columns), strict=True)))
+
+
+class RouterStats(msgspec.Struct, frozen=True):
+    """The counts of a router: in total, and of each partition in the order of its index."""
+
+    total: PartitionStats
+    partitions: tuple[PartitionStats, ...]

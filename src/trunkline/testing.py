@@ -1,0 +1,81 @@
+"""For tests of programs that embed trunkline: a settable clock, and faults on demand."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+from typing import Any, NoReturn
+
+import anyio
+
+from trunkline.actors import Actor, ActorRef
+from trunkline.errors import ActorCrashed
+
+__all__ = ("InjectedCrash", "ManualClock", "crash")
+
+
+class ManualClock:
+    """A clock that moves only when it is told to, given as `clock=`.
+
+    What sleeps on it (the router's prune) wakes when the clock is moved past its time, at the next
+    turn of the event loop.
+
+    Args:
+        start_ms: the first instant.
+
+    Example:
+        >>> clock = ManualClock(1_000)
+        >>> clock.advance_ms(500)
+        >>> clock()
+        1500
+    """
+
+    def __init__(self, start_ms: int = 0) -> None:
+        self._now_ms = start_ms
+        self._sleepers: list[tuple[int, int, anyio.Event]] = []
+        self._tie_breaker = count()
+
+    def __call__(self) -> int:
+        return self._now_ms
+
+    def advance_ms(self, duration_ms: int) -> None:
+        """Move on by `duration_ms`, and wake whoever has slept long enough.
+
+        Raises:
+            ValueError: `duration_ms` is negative; a monotonic clock does not run backwards.
+        """
+        if duration_ms < 0:
+            raise ValueError(f"a monotonic clock cannot go back by {-duration_ms} ms")
+        self._now_ms += duration_ms
+        while self._sleepers and self._sleepers[0][0] <= self._now_ms:
+            heapq.heappop(self._sleepers)[2].set()
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        """Sleep until the clock was moved on by `duration_ms`."""
+        sleeper = (self._now_ms + duration_ms, next(self._tie_breaker), anyio.Event())
+        heapq.heappush(self._sleepers, sleeper)
+        try:
+            await sleeper[2].wait()
+        finally:
+            if sleeper in self._sleepers:
+                self._sleepers.remove(sleeper)
+                heapq.heapify(self._sleepers)
+
+
+class InjectedCrash(Exception):
+    """The bug that `crash` plays."""
+
+
+async def crash(handle: ActorRef[Any]) -> None:
+    """Make an actor die as by a bug in a handler; when this returns it is down.
+
+    Its supervisor starts it again after the backoff of its restart policy.
+    """
+    try:
+        await handle.call(_raise_injected_crash)
+    except ActorCrashed:
+        pass
+
+
+def _raise_injected_crash(_actor: Actor) -> NoReturn:
+    raise InjectedCrash("crash() was called")
