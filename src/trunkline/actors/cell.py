@@ -14,7 +14,7 @@ from trunkline.actors.mailbox import Call, Crash, Mailbox
 from trunkline.actors.ref import ActorRef, is_async
 from trunkline.errors import ActorCrashed, ActorStopped, CallTimeout, TrunklineError
 
-__all__ = ("LOCAL_TURNS", "Cell")
+__all__ = ("LOCAL_TURNS", "Cell", "LoopTurns")
 
 A = TypeVar("A", bound=Actor)
 
@@ -25,6 +25,16 @@ LOCAL_TURNS = 128
 #: How long an incarnation may take to clean up, also when its task was cancelled.
 STOP_SECONDS = 5.0
 
+
+class LoopTurns:
+    """Counts turns of the event loop, as far as the actors of one supervisor have seen them."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Cell(Generic[A]):
     """One supervised actor, across all of its incarnations."""
 
@@ -33,7 +43,10 @@ class Cell(Generic[A]):
         "_call_timeout_ms",
         "_closed_because",
         "_factory",
+        "_granted_in",
         "_granted_turns",
+        "_idle",
+        "_loop_turns",
         "_mailbox",
         "_max_batch",
         "finished",
@@ -56,6 +69,7 @@ class Cell(Generic[A]):
         mailbox_size: int,
         call_timeout_ms: int,
         max_batch: int,
+        loop_turns: LoopTurns,
     ) -> None:
         self.name = name
         self.ref = ActorRef(self)
@@ -66,6 +80,9 @@ class Cell(Generic[A]):
         self._call_timeout_ms = call_timeout_ms
         self._max_batch = max_batch
         self._granted_turns = 0
+        self._granted_in = 0
+        self._idle = False
+        self._loop_turns = loop_turns
         self._closed_because: str | None = None
         self._mailbox = Mailbox(mailbox_size)
         # Calls taken out of the mailbox and not yet begun; a crash leaves them to the next
@@ -101,6 +118,17 @@ class Cell(Generic[A]):
         if not await self._mailbox.ask(call, self._call_timeout_ms):
             raise CallTimeout(f"{self.name} did not reply within {self._call_timeout_ms} ms")
         return call.result()
+
+    def renew_local_turns(self) -> bool:
+        """Grant local turns again if the event loop has run since they were granted.
+
+        Calls before and after that are not in a row. A router's partitions use up their turns
+        together, and so share the cost of one trip through a mailbox.
+        """
+        if self._idle and self._granted_in != self._loop_turns.count:
+            self._grant_local_turns()
+            return True
+        return False
 
     def crashed(self, error: Exception) -> ActorCrashed:
         """Take the actor down because of a handler that raised `error` in its caller's task."""
@@ -157,10 +185,13 @@ class Cell(Generic[A]):
     def _grant_local_turns(self) -> None:
         self._granted_turns += LOCAL_TURNS - self.ref.local_turns
         self.ref.local_turns = LOCAL_TURNS
+        self._granted_in = self._loop_turns.count
+        self._idle = True
 
     def _end_local_turns(self) -> None:
         self._granted_turns -= self.ref.local_turns
         self.ref.local_turns = 0
+        self._idle = False
 
     async def _serve(self, actor: A) -> None:
         serve_batch = self._serve_together if isinstance(actor, BatchActor) else self._serve_singly
@@ -179,7 +210,9 @@ class Cell(Generic[A]):
         except anyio.WouldBlock:
             if self._closed_because is None and not isinstance(actor, BatchActor):
                 self._grant_local_turns()
-            return await self._mailbox.take()
+            item = await self._mailbox.take()
+            self._loop_turns.count += 1
+            return item
         # A mailbox that never runs empty must not keep the event loop to itself.
         await checkpoint()
         return item

@@ -1,4 +1,4 @@
-"""Where time comes from: a function that tells milliseconds, replaced by a settable one in tests."""
+"""Where time comes from: a function that tells milliseconds, and a settable one in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lifetimes: `async with`, or `start` and `stop` for frameworks that call them in different tasks."""
+"""Lifetimes: `async with`, or `start` and `stop` for frameworks that call them in two tasks."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ class ActorRef(Generic[A]):
         Args:
             handler: a method of the actor's class, `Counter.add`, or any function that takes the
                 actor first; plain or async.
+            *args: what it takes besides.
+            **kwargs: what it takes by name.
 
         Returns:
             What the handler returned.
@@ -127,7 +129,7 @@ class ActorRef(Generic[A]):
         runs one plain handler on it at once, before any await, and turns an exception that is not
         a `TrunklineError` into `raise ref.crashed(error) from error`.
         """
-        if self.local_turns:
+        if self.local_turns or self._cell.renew_local_turns():
             self.local_turns -= 1
             return self.actor
         return None

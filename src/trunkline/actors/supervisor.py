@@ -11,7 +11,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from trunkline.actors.actor import Actor
-from trunkline.actors.cell import Cell
+from trunkline.actors.cell import Cell, LoopTurns
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service, open_task_group
 from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive_ms
@@ -61,6 +61,7 @@ class Supervisor(Service):
         self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
         self._listener = listener
         self._cells: list[Cell[Any]] = []
+        self._loop_turns = LoopTurns()
         self._crashes = CrashHistory(self.policy.within_ms)
         self._task_group: TaskGroup | None = None
 
@@ -96,6 +97,7 @@ class Supervisor(Service):
             mailbox_size=require_positive_ms("mailbox_size", mailbox_size),
             call_timeout_ms=require_positive_ms("call_timeout_ms", call_timeout_ms),
             max_batch=require_positive_ms("max_batch", max_batch),
+            loop_turns=self._loop_turns,
         )
         self._cells.append(cell)
         try:
