@@ -197,12 +197,13 @@ class Cell(Generic[A]):
         serve_batch = self._serve_together if isinstance(actor, BatchActor) else self._serve_singly
         if self._batch:
             await serve_batch(actor)
-        try:
-            while True:
-                self._take_batch(await self._next_item(actor))
-                await serve_batch(actor)
-        except anyio.EndOfStream:
-            return
+        while True:
+            try:
+                item = await self._next_item(actor)
+            except anyio.EndOfStream:
+                return
+            self._take_batch(item)
+            await serve_batch(actor)
 
     async def _next_item(self, actor: A) -> Call | Crash:
         try:
