@@ -15,6 +15,7 @@ __all__ = (
     "AmbiguousMatch",
     "CallTimeout",
     "ConfigurationError",
+    "InvalidModel",
     "InvalidRoute",
     "InvalidSessionKey",
     "NoRoute",
@@ -44,6 +45,10 @@ class InvalidSessionKey(TrunklineError, ValueError):
 
 class InvalidRoute(TrunklineError, ValueError):
     """A route that names no external room."""
+
+
+class InvalidModel(TrunklineError, ValueError):
+    """A room, message or other model with a field that is unknown, or of a wrong type or value."""
 
 
 class NotFound(TrunklineError, LookupError):

@@ -1,0 +1,12 @@
+"""One way to reach a database and one way to run an adapter, for every store.
+
+An `Adapter` says what to do, plainly; a `Store` runs it as supervised actors. SQL databases are
+opened by `trunkline.backends.sql`.
+"""
+
+from trunkline.backends.adapter import Adapter
+from trunkline.backends.store import Store
+from trunkline.backends.url import hide_password, open_url
+from trunkline.backends.workers import ConnectionLost
+
+__all__ = ("Adapter", "ConnectionLost", "Store", "hide_password", "open_url")

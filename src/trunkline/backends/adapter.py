@@ -1,0 +1,61 @@
+"""What an adapter is to a store: something that opens, closes, and commits calls together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, Self
+
+__all__ = ("Adapter",)
+
+
+class Adapter:
+    """Base of every adapter. A domain adds its methods; a store runs them, one at a time.
+
+    Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`) and write its
+    methods plainly: no async, no locks, no threads. All that an adapter raises is either a
+    `TrunklineError`, which is the answer to one call, or a bug.
+    """
+
+    #: Whether methods wait for I/O. If so the store runs them in a thread of their own, a batch of
+    #: calls at a time; if not, at once in the event loop.
+    blocking: ClassVar[bool] = True
+
+    #: Methods that can be served many at a time: the name of one that takes one argument, and the
+    #: name of one that takes a list of such arguments and returns as many results.
+    bulk: ClassVar[Mapping[str, str]] = {}
+
+    #: How many workers may write and read at once, each through a `sibling` of its own. More than
+    #: one writer keep the order only of calls that belong together, such as those of one room.
+    writers: int = 1
+    readers: int = 0
+
+    def open(self) -> None:
+        """Connect, and create or migrate what is stored there. Called again after a crash.
+
+        Raises:
+            StoreUnavailable: the server or file cannot be reached.
+            ConfigurationError: it never can be like this.
+        """
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+
+    def sibling(self) -> Self:
+        """Another adapter on the same data, with a connection of its own, not yet open.
+
+        Only asked for if `writers + readers` is more than one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says nothing of siblings")
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
+        """Everything called inside is committed together on leaving, or not at all.
+
+        The default does nothing: every call stands for itself.
+
+        Raises:
+            ConnectionLost: on entering, nothing can be done; on leaving, nobody knows whether the
+                commit was done.
+            StoreUnavailable: it could not be committed, and was rolled back.
+        """
+        return nullcontext()

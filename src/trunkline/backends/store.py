@@ -1,0 +1,143 @@
+"""A store: an adapter run as supervised actors, with order, batches, timeouts and clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Hashable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
+from trunkline.actors.policy import require_positive_ms
+from trunkline.backends.adapter import Adapter
+from trunkline.backends.workers import DirectWorker, Operation, ThreadWorker, run_operation
+from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable
+from trunkline.observe import Events
+
+__all__ = ("Store",)
+
+AdapterT = TypeVar("AdapterT", bound=Adapter)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Store(Service, Generic[AdapterT]):
+    """Base of the stores. A domain adds methods that `_read` and `_write` its adapter.
+
+    Writes go to the writers, reads to the readers where the adapter has them, so that a read does
+    not wait behind a long batch of writes. A write that returned is committed, and so is seen by
+    every read that is made after it.
+
+    Args:
+        adapter: what stands before the database.
+        name: stands in events, logs and errors.
+        call_timeout_ms: how long a call may take, waiting included.
+        mailbox_size: calls that may wait for one worker; more make their callers wait for room.
+        max_batch: calls that are committed together at most.
+        restart_policy: how many crashes are forgiven, and the rest after each.
+    """
+
+    def __init__(
+        self,
+        adapter: AdapterT,
+        *,
+        name: str,
+        call_timeout_ms: int = 5_000,
+        mailbox_size: int = 1_024,
+        max_batch: int = 256,
+        restart_policy: RestartPolicy | None = None,
+    ) -> None:
+        self.name = name
+        #: Whom the store tells what happens: `store.events.subscribe(function)`.
+        self.events = Events()
+        self._adapter = adapter
+        self._call_timeout_ms = require_positive_ms("call_timeout_ms", call_timeout_ms)
+        self._mailbox_size = require_positive_ms("mailbox_size", mailbox_size)
+        self._max_batch = require_positive_ms("max_batch", max_batch)
+        self._restart_policy = restart_policy
+        self._writers: tuple[ActorRef[Any], ...] = ()
+        self._readers: tuple[ActorRef[Any], ...] = ()
+
+    async def _read(
+        self, method: Callable[Concatenate[AdapterT, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a method of the adapter that changes nothing."""
+        workers = self._readers or self._writers
+        # The shortest queue: reads need no order among themselves.
+        worker = min(workers, key=_mailbox_depth) if len(workers) > 1 else _only(self, workers)
+        result: R = await self._ask(worker, method, args, kwargs)
+        return result
+
+    async def _write(
+        self,
+        order_by: Hashable,
+        method: Callable[Concatenate[AdapterT, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Call a method of the adapter that changes something.
+
+        Calls of the same `order_by` are run in the order in which they are made.
+        """
+        workers = self._writers
+        worker = (
+            workers[hash(order_by) % len(workers)] if len(workers) > 1 else _only(self, workers)
+        )
+        result: R = await self._ask(worker, method, args, kwargs)
+        return result
+
+    async def _ask(
+        self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        operation = Operation(method.__name__, args, kwargs)
+        handler = run_operation if self._adapter.blocking else DirectWorker.run
+        try:
+            return await worker.call(handler, operation)
+        except (ActorStopped, CallTimeout) as error:
+            raise StoreUnavailable(str(error)) from error
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        async with Supervisor(policy=self._restart_policy, name=self.name) as supervisor:
+            # The first writer creates or migrates the schema before any other connects.
+            first = await self._spawn(supervisor, "writer", 0, self._adapter)
+            others = [
+                await self._spawn(supervisor, "writer", index, self._adapter.sibling())
+                for index in range(1, self._adapter.writers)
+            ]
+            self._writers = (first, *others)
+            self._readers = tuple(
+                [
+                    await self._spawn(supervisor, "reader", index, self._adapter.sibling())
+                    for index in range(self._adapter.readers)
+                ]
+            )
+            yield self
+
+    async def _spawn(
+        self, supervisor: Supervisor, role: str, index: int, adapter: AdapterT
+    ) -> ActorRef[Any]:
+        factory: Callable[[], Any]
+        if adapter.blocking:
+            factory = partial(ThreadWorker, adapter, read_only=role == "reader")
+        else:
+            factory = partial(DirectWorker, adapter)
+        return await supervisor.spawn(
+            factory,
+            name=f"{self.name}/{role}-{index}",
+            mailbox_size=self._mailbox_size,
+            call_timeout_ms=self._call_timeout_ms,
+            max_batch=self._max_batch,
+        )
+
+
+def _only(store: Store[Any], workers: tuple[ActorRef[Any], ...]) -> ActorRef[Any]:
+    if not workers:
+        raise StoreUnavailable(
+            f"{store.name} does not run: enter it with 'async with', or await start()"
+        )
+    return workers[0]
+
+
+def _mailbox_depth(worker: ActorRef[Any]) -> int:
+    return worker.mailbox_depth

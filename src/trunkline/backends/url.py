@@ -1,0 +1,44 @@
+"""Opening by URL: the adapter of each scheme, and a URL without its password."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from trunkline.errors import ConfigurationError
+
+__all__ = ("hide_password", "open_url")
+
+T = TypeVar("T")
+
+
+def open_url(url: str, schemes: Mapping[str, Callable[..., T]], **options: Any) -> T:
+    """The adapter for `url`.
+
+    Args:
+        url: `scheme://…`; `postgresql+psycopg://` counts as `postgresql://`.
+        schemes: what makes an adapter out of a URL, by scheme.
+        **options: handed on.
+
+    Raises:
+        ConfigurationError: no URL, an unknown scheme, or a missing extra.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {url!r}")
+    scheme = url.partition("://")[0].partition("+")[0].lower()
+    factory = schemes.get(scheme)
+    if factory is None:
+        known = ", ".join(f"{name}://" for name in sorted(schemes))
+        raise ConfigurationError(f"no adapter for {hide_password(url)!r}: known are {known}")
+    return factory(url, **options)
+
+
+def hide_password(url: str) -> str:
+    """`url` with `***` in the place of its password."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at or ":" not in userinfo:
+        return url
+    user = userinfo.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))

@@ -1,0 +1,249 @@
+"""What a database must be able to do for the persistence store."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+
+from trunkline.backends import Adapter
+from trunkline.persistence.models import (
+    BridgeConfig,
+    ExternalId,
+    IngressSubscription,
+    Message,
+    OnboardingFlow,
+    Participant,
+    Room,
+    RoomBinding,
+    RoutingPolicy,
+    Thread,
+)
+
+__all__ = ("DirectoryQuery", "DirectoryTarget", "PersistenceAdapter")
+
+DirectoryTarget: TypeAlias = Literal["participant", "room"]
+
+
+class DirectoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to look for in the directory; all that is given must match."""
+
+    id: str | None = None
+    #: A part of the name, in any case.
+    name: str | None = None
+    #: Goes with `external_id`; for rooms also with `bridge_id`.
+    channel: str | None = None
+    bridge_id: str | None = None
+    external_id: str | None = None
+
+
+class PersistenceAdapter(Adapter, ABC):
+    """The contract of persistence. Subclass it and run `trunkline.testing.PersistenceContract`.
+
+    The store has checked what it hands over: models are valid, ids are strings that are not empty,
+    external ids are strings, limits are in range. A method answers, or raises the error that is
+    named; what it raises, it has not changed anything.
+
+    Models come back equal to what was saved. Saving again under the same id replaces the whole
+    model, and every index with it: what is looked up by an old external id, room, thread or root
+    message does not find the new one.
+    """
+
+    bulk: ClassVar = {"save_message": "save_messages"}
+
+    # -- rooms -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save_room(self, room: Room) -> Room:
+        """Insert or update."""
+
+    @abstractmethod
+    def get_room(self, room_id: str) -> Room:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def delete_room(self, room_id: str) -> None:
+        """With its messages, threads, bindings and policy. One that is not there is no error."""
+
+    @abstractmethod
+    def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
+        """The first `limit` rooms by id, only of `room_type`, only with an id behind `after`."""
+
+    # -- participants ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def save_participant(self, participant: Participant) -> Participant:
+        """Insert or update."""
+
+    @abstractmethod
+    def get_participant(self, participant_id: str) -> Participant:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def delete_participant(self, participant_id: str) -> None:
+        """What they said stays. One that is not there is no error."""
+
+    @abstractmethod
+    def get_or_create_participant_by_external_id(
+        self, channel: str, external_id: str, candidate: Participant
+    ) -> Participant:
+        """The participant with this id on this channel; else `candidate`, saved.
+
+        One row however many callers race, in one process or several. Of several saved with the
+        same external id, the one that was saved with it first.
+        """
+
+    # -- messages --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save_message(self, message: Message) -> Message:
+        """Insert or update. Raises `NotFound` for an unknown room."""
+
+    def save_messages(self, messages: Sequence[Message]) -> list[Message]:
+        """`save_message` for each, in their order. Override it where a database can do better."""
+        return [self.save_message(message) for message in messages]
+
+    @abstractmethod
+    def get_message(self, message_id: str) -> Message:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def get_messages(
+        self,
+        room_id: str,
+        limit: int,
+        before: str | None,
+        after: str | None,
+        thread_id: str | None,
+    ) -> list[Message]:
+        """The newest `limit` messages between `after` and `before` (message ids), oldest first.
+
+        The order is that of `(inserted_at, id)`. Raises `NotFound` if `before` or `after` is not a
+        message of this room.
+        """
+
+    @abstractmethod
+    def delete_message(self, message_id: str) -> None:
+        """One that is not there is no error."""
+
+    @abstractmethod
+    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
+        """The newest message whose metadata has this channel and bridge. Raises `NotFound`."""
+
+    @abstractmethod
+    def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
+        """The message with its new external id, updated now. Raises `NotFound`."""
+
+    # -- threads ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save_thread(self, thread: Thread) -> Thread:
+        """Insert or update. Raises `NotFound` for an unknown room."""
+
+    @abstractmethod
+    def get_thread(self, thread_id: str) -> Thread:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
+        """The newest of this room. Raises `NotFound`."""
+
+    @abstractmethod
+    def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
+        """The newest of this room. Raises `NotFound`."""
+
+    @abstractmethod
+    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
+        """The first `limit` threads of a room by `(inserted_at, id)`, only of `status`."""
+
+    # -- bindings --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def get_or_create_room_by_external_binding(self, candidate: Room, binding: RoomBinding) -> Room:
+        """The room to which `binding`'s external room is bound; else `candidate`, saved and bound.
+
+        A room with the candidate's id that is there already is bound as it is.
+        One row however many callers race, in one process or several.
+        """
+
+    @abstractmethod
+    def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
+        """Bind, or return the binding if the same room is bound to the same external room already.
+
+        Raises `NotFound` for an unknown room, `AlreadyBound` if the external room is bound to
+        another room.
+        """
+
+    @abstractmethod
+    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
+        """By `(inserted_at, id)`."""
+
+    @abstractmethod
+    def delete_room_binding(self, binding_id: str) -> None:
+        """Raises `NotFound`."""
+
+    # -- directory -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def directory_search(
+        self, target: DirectoryTarget, query: DirectoryQuery
+    ) -> list[Participant] | list[Room]:
+        """Every match, sorted by id."""
+
+    # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
+
+    @abstractmethod
+    def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
+        """Insert or update."""
+
+    @abstractmethod
+    def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
+        """Insert or update."""
+
+    @abstractmethod
+    def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
+        """By id, only those that are `enabled` or not."""
+
+    @abstractmethod
+    def delete_bridge_config(self, bridge_id: str) -> None:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
+        """Insert, or replace the policy of its room. Raises `NotFound` for an unknown room."""
+
+    @abstractmethod
+    def get_routing_policy(self, room_id: str) -> RoutingPolicy:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def delete_routing_policy(self, room_id: str) -> None:
+        """Raises `NotFound`."""
+
+    @abstractmethod
+    def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
+        """Insert, or replace the one of this bridge and subscription id."""
+
+    @abstractmethod
+    def list_ingress_subscriptions(
+        self, bridge_id: str, status: str | None
+    ) -> list[IngressSubscription]:
+        """By subscription id, only of `status`."""
+
+    @abstractmethod
+    def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
+        """Raises `NotFound`."""

@@ -1,0 +1,435 @@
+"""Persistence in memory: for tests, and for bots that may forget."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Hashable, Iterable
+from copy import deepcopy
+from typing import ClassVar, Generic, TypeVar
+
+from msgspec.structs import replace
+
+from trunkline.errors import AlreadyBound, NotFound
+from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.models import (
+    BridgeConfig,
+    ExternalId,
+    IngressSubscription,
+    Message,
+    Model,
+    OnboardingFlow,
+    Participant,
+    Room,
+    RoomBinding,
+    RoutingPolicy,
+    Thread,
+    checked,
+    now,
+)
+
+__all__ = ("MemoryPersistenceAdapter",)
+
+M = TypeVar("M", bound=Model)
+V = TypeVar("V")
+K = TypeVar("K", bound=Hashable)
+
+
+class MemoryPersistenceAdapter(PersistenceAdapter):
+    """Everything in dictionaries of this process. What is read is a copy."""
+
+    blocking: ClassVar = False
+
+    def __init__(self) -> None:
+        self._rooms = _Shelf(Room)
+        self._participants = _Shelf(Participant)
+        self._messages = _Shelf(Message)
+        self._threads = _Shelf(Thread)
+        self._bindings = _Shelf(RoomBinding)
+        self._bridges = _Shelf(BridgeConfig)
+        self._onboardings: dict[str, OnboardingFlow] = {}
+        self._policies: dict[str, RoutingPolicy] = {}
+        self._subscriptions: dict[tuple[str, str], IngressSubscription] = {}
+
+        self._messages_of_room = _Index[str, Message](_room_of, _time_of, self._messages)
+        self._messages_of_external = _Index[tuple[str, str, str], Message](
+            _external_of_message, _time_of, self._messages
+        )
+        self._threads_of_room = _Index[str, Thread](_room_of, _time_of, self._threads)
+        self._bindings_of_room = _Index[str, RoomBinding](_room_of, _time_of, self._bindings)
+        #: (channel, bridge id, external id) → binding id.
+        self._binding_of_external: dict[tuple[str, str, str], str] = {}
+        #: (channel, external id) → participant ids, in the order in which they were saved with it.
+        self._participants_of_external: dict[tuple[str, str], dict[str, None]] = {}
+
+    # -- rooms -----------------------------------------------------------------------------------
+
+    def save_room(self, room: Room) -> Room:
+        return self._rooms.put(room)
+
+    def get_room(self, room_id: str) -> Room:
+        return self._rooms.get(room_id)
+
+    def delete_room(self, room_id: str) -> None:
+        for message in self._messages_of_room.of(room_id):
+            self.delete_message(message.id)
+        for thread in self._threads_of_room.of(room_id):
+            self._threads.remove(thread.id)
+        for binding in self._bindings_of_room.of(room_id):
+            self.delete_room_binding(binding.id)
+        self._policies.pop(room_id, None)
+        self._rooms.remove(room_id)
+
+    def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
+        rooms = (
+            room
+            for room in self._rooms.sorted()
+            if room_type in (None, room.type) and (after is None or room.id > after)
+        )
+        return _copies(_first(limit, rooms))
+
+    # -- participants ----------------------------------------------------------------------------
+
+    def save_participant(self, participant: Participant) -> Participant:
+        old = self._participants.peek(participant.id)
+        new_keys = _external_keys(participant)
+        for key in _external_keys(old) - new_keys if old is not None else ():
+            self._forget_external(key, participant.id)
+        for key in new_keys:
+            self._participants_of_external.setdefault(key, {})[participant.id] = None
+        return self._participants.put(participant)
+
+    def get_participant(self, participant_id: str) -> Participant:
+        return self._participants.get(participant_id)
+
+    def delete_participant(self, participant_id: str) -> None:
+        participant = self._participants.remove(participant_id)
+        for key in _external_keys(participant) if participant is not None else ():
+            self._forget_external(key, participant_id)
+
+    def get_or_create_participant_by_external_id(
+        self, channel: str, external_id: str, candidate: Participant
+    ) -> Participant:
+        for participant_id in self._participants_of_external.get((channel, external_id), {}):
+            return self._participants.get(participant_id)
+        return self.save_participant(candidate)
+
+    def _forget_external(self, key: tuple[str, str], participant_id: str) -> None:
+        holders = self._participants_of_external[key]
+        del holders[participant_id]
+        if not holders:
+            del self._participants_of_external[key]
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def save_message(self, message: Message) -> Message:
+        self._require_room(message.room_id)
+        return self._messages.put(message)
+
+    def get_message(self, message_id: str) -> Message:
+        return self._messages.get(message_id)
+
+    def get_messages(
+        self,
+        room_id: str,
+        limit: int,
+        before: str | None,
+        after: str | None,
+        thread_id: str | None,
+    ) -> list[Message]:
+        first = self._messages_of_room.place(room_id, after, beyond=True)
+        last = self._messages_of_room.place(room_id, before, beyond=False)
+        window = self._messages_of_room.of(room_id)[first:last]
+        if thread_id is not None:
+            window = [message for message in window if message.thread_id == thread_id]
+        return _copies(window[-limit:])
+
+    def delete_message(self, message_id: str) -> None:
+        self._messages.remove(message_id)
+
+    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
+        found = self._messages_of_external.of((channel, bridge_id, external_id))
+        if not found:
+            raise NotFound(f"no message {external_id!r} of {channel}:{bridge_id}")
+        return checked(found[-1])
+
+    def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
+        message = self._messages.get(message_id)
+        return self._messages.put(replace(message, external_id=external_id, updated_at=now()))
+
+    # -- threads ---------------------------------------------------------------------------------
+
+    def save_thread(self, thread: Thread) -> Thread:
+        self._require_room(thread.room_id)
+        return self._threads.put(thread)
+
+    def get_thread(self, thread_id: str) -> Thread:
+        return self._threads.get(thread_id)
+
+    def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
+        for thread in reversed(self._threads_of_room.of(room_id)):
+            if str(thread.external_thread_id) == external_thread_id:
+                return checked(thread)
+        raise NotFound(f"room {room_id!r} has no thread {external_thread_id!r}")
+
+    def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
+        for thread in reversed(self._threads_of_room.of(room_id)):
+            if thread.root_message_id == root_message_id:
+                return checked(thread)
+        raise NotFound(f"room {room_id!r} has no thread that begins with {root_message_id!r}")
+
+    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
+        threads = self._threads_of_room.of(room_id)
+        return _copies(_first(limit, (t for t in threads if status in (None, t.status))))
+
+    # -- bindings --------------------------------------------------------------------------------
+
+    def get_or_create_room_by_external_binding(self, candidate: Room, binding: RoomBinding) -> Room:
+        bound = self._binding_of_external.get(_external_of_binding(binding))
+        if bound is not None:
+            return self._rooms.get(self._bindings.get(bound).room_id)
+        room = self._rooms.peek(candidate.id) or self.save_room(candidate)
+        self.create_room_binding(binding)
+        return checked(room)
+
+    def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
+        bound = self._binding_of_external.get((channel, bridge_id, external_id))
+        if bound is None:
+            raise NotFound(f"no room is bound to {channel}:{bridge_id}:{external_id}")
+        return self._rooms.get(self._bindings.get(bound).room_id)
+
+    def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
+        self._require_room(binding.room_id)
+        key = _external_of_binding(binding)
+        bound = self._binding_of_external.get(key)
+        if bound is not None:
+            standing = self._bindings.get(bound)
+            if standing.room_id == binding.room_id:
+                return standing
+            raise AlreadyBound(
+                f"{':'.join(key)} is bound to room {standing.room_id!r} already", standing.room_id
+            )
+        self._binding_of_external[key] = binding.id
+        return self._bindings.put(binding)
+
+    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
+        return _copies(self._bindings_of_room.of(room_id))
+
+    def delete_room_binding(self, binding_id: str) -> None:
+        binding = self._bindings.get(binding_id)
+        del self._binding_of_external[_external_of_binding(binding)]
+        self._bindings.remove(binding_id)
+
+    # -- directory -------------------------------------------------------------------------------
+
+    def directory_search(
+        self, target: DirectoryTarget, query: DirectoryQuery
+    ) -> list[Participant] | list[Room]:
+        if target == "participant":
+            return _copies(p for p in self._participants.sorted() if self._is_who(p, query))
+        return _copies(room for room in self._rooms.sorted() if self._is_where(room, query))
+
+    def _is_who(self, participant: Participant, query: DirectoryQuery) -> bool:
+        return (
+            query.id in (None, participant.id)
+            and _has_name(participant.identity.get("name"), query)
+            and (
+                query.external_id is None
+                or (query.channel, query.external_id) in _external_keys(participant)
+            )
+        )
+
+    def _is_where(self, room: Room, query: DirectoryQuery) -> bool:
+        return (
+            query.id in (None, room.id)
+            and _has_name(room.name, query)
+            and (
+                query.external_id is None
+                or any(
+                    _external_of_binding(binding)
+                    == (query.channel, query.bridge_id, query.external_id)
+                    for binding in self._bindings_of_room.of(room.id)
+                )
+            )
+        )
+
+    # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
+
+    def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
+        self._onboardings[onboarding_id] = flow
+        return _copied_flow(flow)
+
+    def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
+        return _copied_flow(_get(self._onboardings, onboarding_id, "onboarding flow"))
+
+    def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
+        return self._bridges.put(config)
+
+    def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
+        return self._bridges.get(bridge_id)
+
+    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
+        return _copies(c for c in self._bridges.sorted() if enabled in (None, c.enabled))
+
+    def delete_bridge_config(self, bridge_id: str) -> None:
+        self._bridges.get(bridge_id)
+        self._bridges.remove(bridge_id)
+
+    def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
+        self._require_room(policy.room_id)
+        self._policies[policy.room_id] = policy
+        return checked(policy)
+
+    def get_routing_policy(self, room_id: str) -> RoutingPolicy:
+        return checked(_get(self._policies, room_id, "routing policy of room"))
+
+    def delete_routing_policy(self, room_id: str) -> None:
+        _get(self._policies, room_id, "routing policy of room")
+        del self._policies[room_id]
+
+    def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
+        key = (subscription.bridge_id, subscription.subscription_id or "")
+        self._subscriptions[key] = subscription
+        return checked(subscription)
+
+    def list_ingress_subscriptions(
+        self, bridge_id: str, status: str | None
+    ) -> list[IngressSubscription]:
+        return _copies(
+            subscription
+            for key, subscription in sorted(self._subscriptions.items())
+            if key[0] == bridge_id and status in (None, subscription.status)
+        )
+
+    def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
+        key = (bridge_id, subscription_id or "")
+        _get(self._subscriptions, key, "ingress subscription")
+        del self._subscriptions[key]
+
+    def _require_room(self, room_id: str) -> None:
+        if self._rooms.peek(room_id) is None:
+            raise NotFound(f"no Room {room_id!r}")
+
+
+class _Shelf(Generic[M]):
+    """Models of one kind by id, and the indexes that follow them."""
+
+    def __init__(self, kind: type[M]) -> None:
+        self._kind = kind
+        self._models: dict[str, M] = {}
+        self._indexes: list[_Index[Hashable, M]] = []
+
+    def put(self, model: M) -> M:
+        self.remove(model.id)  # type: ignore[attr-defined]
+        self._models[model.id] = model  # type: ignore[attr-defined]
+        for index in self._indexes:
+            index.add(model)
+        return checked(model)
+
+    def peek(self, model_id: str) -> M | None:
+        return self._models.get(model_id)
+
+    def get(self, model_id: str) -> M:
+        return checked(_get(self._models, model_id, self._kind.__name__))
+
+    def remove(self, model_id: str) -> M | None:
+        model = self._models.pop(model_id, None)
+        if model is not None:
+            for index in self._indexes:
+                index.discard(model)
+        return model
+
+    def sorted(self) -> list[M]:
+        """All of them, by id."""
+        return [self._models[model_id] for model_id in sorted(self._models)]
+
+    def follow(self, index: _Index[Hashable, M]) -> None:
+        self._indexes.append(index)
+
+
+class _Index(Generic[K, M]):
+    """Models grouped by a key, each group in the order of time and id."""
+
+    def __init__(
+        self,
+        key: Callable[[M], K | None],
+        order: Callable[[M], tuple[object, str]],
+        shelf: _Shelf[M],
+    ) -> None:
+        self._key = key
+        self._order = order
+        self._shelf = shelf
+        self._groups: dict[K, list[M]] = {}
+        shelf.follow(self)  # type: ignore[arg-type]
+
+    def of(self, key: K) -> list[M]:
+        return list(self._groups.get(key, ()))
+
+    def place(self, key: K, model_id: str | None, *, beyond: bool) -> int | None:
+        """Where a model stands in the group, or just beyond it; `None` without a model."""
+        if model_id is None:
+            return None
+        model = self._shelf.peek(model_id)
+        if model is None or self._key(model) != key:
+            raise NotFound(f"no message {model_id!r} in room {key!r}")
+        return bisect_left(self._groups[key], self._order(model), key=self._order) + beyond
+
+    def add(self, model: M) -> None:
+        key = self._key(model)
+        if key is not None:
+            insort(self._groups.setdefault(key, []), model, key=self._order)
+
+    def discard(self, model: M) -> None:
+        key = self._key(model)
+        if key is not None:
+            group = self._groups[key]
+            del group[bisect_left(group, self._order(model), key=self._order)]
+            if not group:
+                del self._groups[key]
+
+
+def _room_of(model: Message | Thread | RoomBinding) -> str:
+    return model.room_id
+
+
+def _time_of(model: Message | Thread | RoomBinding) -> tuple[object, str]:
+    return (model.inserted_at, model.id)
+
+
+def _external_of_message(message: Message) -> tuple[str, str, str] | None:
+    channel, bridge_id = message.metadata.get("channel"), message.metadata.get("bridge_id")
+    if message.external_id is None or not channel or not bridge_id:
+        return None
+    return (str(channel), str(bridge_id), str(message.external_id))
+
+
+def _external_of_binding(binding: RoomBinding) -> tuple[str, str, str]:
+    return (binding.channel, binding.bridge_id, str(binding.external_room_id))
+
+
+def _external_keys(participant: Participant) -> set[tuple[str, str]]:
+    return {(channel, str(external)) for channel, external in participant.external_ids.items()}
+
+
+def _has_name(name: object, query: DirectoryQuery) -> bool:
+    if query.name is None:
+        return True
+    return isinstance(name, str) and query.name.casefold() in name.casefold()
+
+
+def _copies(models: Iterable[M]) -> list[M]:
+    return [checked(model) for model in models]
+
+
+def _first(limit: int, models: Iterable[M]) -> list[M]:
+    return [model for _, model in zip(range(limit), models, strict=False)]
+
+
+def _copied_flow(flow: OnboardingFlow) -> OnboardingFlow:
+    return deepcopy(flow)
+
+
+def _get(mapping: dict[K, V], key: K, what: str) -> V:
+    try:
+        return mapping[key]
+    except KeyError:
+        raise NotFound(f"no {what} {key!r}") from None

@@ -1,0 +1,630 @@
+"""Persistence in a SQL database: SQLite by default, PostgreSQL for several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any, Self, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from msgspec.structs import replace
+from sqlalchemy.exc import IntegrityError
+
+from trunkline.backends.sql import Database, insert_if_absent, upsert
+from trunkline.errors import AlreadyBound, NotFound
+from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.models import (
+    BridgeConfig,
+    ExternalId,
+    IngressSubscription,
+    Message,
+    Model,
+    OnboardingFlow,
+    Participant,
+    Room,
+    RoomBinding,
+    RoutingPolicy,
+    Thread,
+    now,
+)
+from trunkline.persistence.schema import (
+    MIGRATIONS,
+    bridge_configs,
+    ingress_subscriptions,
+    messages,
+    onboarding_flows,
+    participant_external_ids,
+    participants,
+    room_bindings,
+    rooms,
+    routing_policies,
+    threads,
+)
+
+__all__ = ("SQLPersistenceAdapter",)
+
+M = TypeVar("M", bound=Model)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class SQLPersistenceAdapter(PersistenceAdapter):
+    """Models in tables, through SQLAlchemy Core.
+
+    Args:
+        url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._adopt(Database(url, component="persistence", migrations=MIGRATIONS))
+
+    def _adopt(self, database: Database) -> None:
+        self.database = database
+        if database.is_memory:
+            self.writers, self.readers = 1, 0
+        elif database.is_sqlite:
+            self.writers, self.readers = 1, 1
+        else:
+            self.writers, self.readers = 4, 2
+
+    def sibling(self) -> Self:
+        other = object.__new__(type(self))
+        other._adopt(self.database.sibling())
+        return other
+
+    def open(self) -> None:
+        self.database.open()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
+        return self.database.transaction(read_only=read_only)
+
+    # -- rooms -----------------------------------------------------------------------------------
+
+    def save_room(self, room: Room) -> Room:
+        self._upsert(rooms, _room_row(room))
+        return room
+
+    def get_room(self, room_id: str) -> Room:
+        return self._one(Room, _by_id(rooms), {"id": room_id}, f"no Room {room_id!r}")
+
+    def delete_room(self, room_id: str) -> None:
+        self._execute(_delete_by_id(rooms), {"id": room_id})
+
+    def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
+        statement = sa.select(rooms.c.document).order_by(rooms.c.id).limit(limit)
+        if room_type is not None:
+            statement = statement.where(rooms.c.type == room_type)
+        if after is not None:
+            statement = statement.where(rooms.c.id > after)
+        return self._all(Room, statement)
+
+    # -- participants ----------------------------------------------------------------------------
+
+    def save_participant(self, participant: Participant) -> Participant:
+        self._upsert(participants, _participant_row(participant))
+        external = participant_external_ids.c
+        stale = sa.delete(participant_external_ids).where(external.participant_id == participant.id)
+        removed = self._execute(stale.returning(external.channel, external.external_id))
+        held = set(_pairs(removed))
+        ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
+        for channel, external_id in sorted(held - ids):
+            self._promote_holder(channel, external_id)
+        for channel, external_id in sorted(ids):
+            self._add_external_id(participant.id, channel, external_id)
+        return participant
+
+    def get_participant(self, participant_id: str) -> Participant:
+        return self._one(
+            Participant,
+            _by_id(participants),
+            {"id": participant_id},
+            f"no Participant {participant_id!r}",
+        )
+
+    def delete_participant(self, participant_id: str) -> None:
+        external = participant_external_ids.c
+        held = self._execute(
+            sa.delete(participant_external_ids)
+            .where(external.participant_id == participant_id)
+            .returning(external.channel, external.external_id)
+        ).all()
+        self._execute(_delete_by_id(participants), {"id": participant_id})
+        for channel, external_id in _pairs(held):
+            self._promote_holder(channel, external_id)
+
+    def get_or_create_participant_by_external_id(
+        self, channel: str, external_id: str, candidate: Participant
+    ) -> Participant:
+        key = {"channel": channel, "external_id": external_id}
+        found = self._first(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
+        if found is not None:
+            return found
+        insert = self._insert_if_absent(participants)
+        made = self._execute(insert, _participant_row(candidate)).rowcount == 1
+        row = {**key, "participant_id": candidate.id, "holder": 1}
+        if self._execute(self._insert_if_absent(participant_external_ids), row).rowcount == 1:
+            for other, value in candidate.external_ids.items():
+                if other != channel:
+                    self._add_external_id(candidate.id, other, str(value))
+            return candidate if made else self.get_participant(candidate.id)
+        # Another process was faster; its row is committed, since the insert waited for it.
+        if made:
+            self._execute(_delete_by_id(participants), {"id": candidate.id})
+        return self._one(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key, "the row just met")
+
+    def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
+        row: dict[str, Any] = {
+            "participant_id": participant_id,
+            "channel": channel,
+            "external_id": external_id,
+            "holder": 1,
+        }
+        if self._execute(self._insert_if_absent(participant_external_ids), row).rowcount == 0:
+            self._execute(sa.insert(participant_external_ids), {**row, "holder": None})
+
+    def _promote_holder(self, channel: str, external_id: str) -> None:
+        """Let the next participant that was saved with this external id be the one it finds."""
+        external = participant_external_ids.c
+        same = (external.channel == channel) & (external.external_id == external_id)
+        if self._execute(sa.select(external.holder).where(same, external.holder == 1)).first():
+            return
+        heir = sa.select(sa.func.min(external.participant_id)).where(same).scalar_subquery()
+        self._execute(
+            sa.update(participant_external_ids)
+            .where(same, external.participant_id == heir)
+            .values(holder=1)
+        )
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def save_message(self, message: Message) -> Message:
+        return self.save_messages([message])[0]
+
+    def save_messages(self, messages_: Sequence[Message]) -> list[Message]:
+        try:
+            self._upsert(messages, *map(_message_row, messages_))
+        except IntegrityError:
+            raise NotFound(f"no Room {messages_[0].room_id!r}") from None
+        return list(messages_)
+
+    def get_message(self, message_id: str) -> Message:
+        return self._one(
+            Message, _by_id(messages), {"id": message_id}, f"no Message {message_id!r}"
+        )
+
+    def get_messages(
+        self,
+        room_id: str,
+        limit: int,
+        before: str | None,
+        after: str | None,
+        thread_id: str | None,
+    ) -> list[Message]:
+        place = sa.tuple_(messages.c.inserted_at_us, messages.c.id)
+        statement = (
+            sa.select(messages.c.document)
+            .where(messages.c.room_id == room_id)
+            .order_by(messages.c.inserted_at_us.desc(), messages.c.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            statement = statement.where(place < self._place(room_id, before))
+        if after is not None:
+            statement = statement.where(place > self._place(room_id, after))
+        if thread_id is not None:
+            statement = statement.where(messages.c.thread_id == thread_id)
+        return self._all(Message, statement)[::-1]
+
+    def _place(self, room_id: str, message_id: str) -> Any:
+        """Where a message stands in its room."""
+        instant = self._execute(_INSTANT, {"room_id": room_id, "id": message_id}).scalar()
+        if instant is None:
+            raise NotFound(f"no message {message_id!r} in room {room_id!r}")
+        return sa.tuple_(sa.literal(instant, sa.BigInteger), sa.literal(message_id))
+
+    def delete_message(self, message_id: str) -> None:
+        self._execute(_delete_by_id(messages), {"id": message_id})
+
+    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
+        return self._one(
+            Message,
+            _MESSAGE_BY_EXTERNAL_ID,
+            {"channel": channel, "bridge_id": bridge_id, "external_id": external_id},
+            f"no message {external_id!r} of {channel}:{bridge_id}",
+        )
+
+    def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
+        statement = _by_id(messages)
+        if not self.database.is_sqlite:
+            statement = statement.with_for_update()
+        message = self._one(Message, statement, {"id": message_id}, f"no Message {message_id!r}")
+        return self.save_message(replace(message, external_id=external_id, updated_at=now()))
+
+    # -- threads ---------------------------------------------------------------------------------
+
+    def save_thread(self, thread: Thread) -> Thread:
+        row = {
+            "id": thread.id,
+            "room_id": thread.room_id,
+            "external_thread_id": _text(thread.external_thread_id),
+            "root_message_id": thread.root_message_id,
+            "status": thread.status,
+            "inserted_at_us": _microseconds(thread.inserted_at),
+            "document": _dump(thread),
+        }
+        self._upsert_in_room(threads, row)
+        return thread
+
+    def get_thread(self, thread_id: str) -> Thread:
+        return self._one(Thread, _by_id(threads), {"id": thread_id}, f"no Thread {thread_id!r}")
+
+    def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
+        return self._one(
+            Thread,
+            _THREAD_BY_EXTERNAL_ID,
+            {"room_id": room_id, "external_thread_id": external_thread_id},
+            f"room {room_id!r} has no thread {external_thread_id!r}",
+        )
+
+    def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
+        return self._one(
+            Thread,
+            _THREAD_BY_ROOT,
+            {"room_id": room_id, "root_message_id": root_message_id},
+            f"room {room_id!r} has no thread that begins with {root_message_id!r}",
+        )
+
+    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
+        statement = (
+            sa.select(threads.c.document)
+            .where(threads.c.room_id == room_id)
+            .order_by(threads.c.inserted_at_us, threads.c.id)
+            .limit(limit)
+        )
+        if status is not None:
+            statement = statement.where(threads.c.status == status)
+        return self._all(Thread, statement)
+
+    # -- bindings --------------------------------------------------------------------------------
+
+    def get_or_create_room_by_external_binding(self, candidate: Room, binding: RoomBinding) -> Room:
+        row = _binding_row(binding)
+        found = self._first(Room, _ROOM_BY_BINDING, row)
+        if found is not None:
+            return found
+        made = self._execute(self._insert_if_absent(rooms), _room_row(candidate)).rowcount == 1
+        if self._execute(self._insert_if_absent(room_bindings), row).rowcount == 1:
+            return candidate if made else self.get_room(candidate.id)
+        # Another process was faster; its row is committed, since the insert waited for it.
+        if made:
+            self.delete_room(candidate.id)
+        return self._one(Room, _ROOM_BY_BINDING, row, "the row just met")
+
+    def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
+        return self._one(
+            Room,
+            _ROOM_BY_BINDING,
+            {"channel": channel, "bridge_id": bridge_id, "external_room_id": external_id},
+            f"no room is bound to {channel}:{bridge_id}:{external_id}",
+        )
+
+    def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
+        row = _binding_row(binding)
+        try:
+            if self._execute(self._insert_if_absent(room_bindings), row).rowcount == 1:
+                return binding
+        except IntegrityError:
+            raise NotFound(f"no Room {binding.room_id!r}") from None
+        standing = self._first(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
+        if standing is None:
+            raise NotFound(f"binding {binding.id!r} is taken by another external room")
+        if standing.room_id == binding.room_id:
+            return standing
+        self.get_room(binding.room_id)
+        raise AlreadyBound(
+            f"{binding.channel}:{binding.bridge_id}:{binding.external_room_id} is bound to room"
+            f" {standing.room_id!r} already",
+            standing.room_id,
+        )
+
+    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
+        return self._all(RoomBinding, _BINDINGS_OF_ROOM, {"room_id": room_id})
+
+    def delete_room_binding(self, binding_id: str) -> None:
+        self._delete(room_bindings, {"id": binding_id}, f"no RoomBinding {binding_id!r}")
+
+    # -- directory -------------------------------------------------------------------------------
+
+    def directory_search(
+        self, target: DirectoryTarget, query: DirectoryQuery
+    ) -> list[Participant] | list[Room]:
+        if target == "participant":
+            statement = _directory(participants, query)
+            if query.external_id is not None:
+                external = participant_external_ids.c
+                statement = statement.join(participant_external_ids).where(
+                    external.channel == query.channel, external.external_id == query.external_id
+                )
+            return self._all(Participant, statement)
+        statement = _directory(rooms, query)
+        if query.external_id is not None:
+            statement = statement.join(room_bindings).where(
+                room_bindings.c.channel == query.channel,
+                room_bindings.c.bridge_id == query.bridge_id,
+                room_bindings.c.external_room_id == query.external_id,
+            )
+        return self._all(Room, statement)
+
+    # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
+
+    def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
+        self._upsert(onboarding_flows, {"id": onboarding_id, "document": _dump(flow)})
+        return flow
+
+    def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
+        document = self._execute(_by_id(onboarding_flows), {"id": onboarding_id}).scalar()
+        if document is None:
+            raise NotFound(f"no onboarding flow {onboarding_id!r}")
+        return msgspec.json.decode(document, type=OnboardingFlow)
+
+    def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
+        row = {"id": config.id, "enabled": config.enabled, "document": _dump(config)}
+        self._upsert(bridge_configs, row)
+        return config
+
+    def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
+        return self._one(
+            BridgeConfig,
+            _by_id(bridge_configs),
+            {"id": bridge_id},
+            f"no BridgeConfig {bridge_id!r}",
+        )
+
+    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
+        statement = sa.select(bridge_configs.c.document).order_by(bridge_configs.c.id)
+        if enabled is not None:
+            statement = statement.where(bridge_configs.c.enabled == enabled)
+        return self._all(BridgeConfig, statement)
+
+    def delete_bridge_config(self, bridge_id: str) -> None:
+        self._delete(bridge_configs, {"id": bridge_id}, f"no BridgeConfig {bridge_id!r}")
+
+    def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
+        row = {"room_id": policy.room_id, "document": _dump(policy)}
+        self._upsert_in_room(routing_policies, row)
+        return policy
+
+    def get_routing_policy(self, room_id: str) -> RoutingPolicy:
+        return self._one(
+            RoutingPolicy,
+            _POLICY_OF_ROOM,
+            {"room_id": room_id},
+            f"no routing policy of room {room_id!r}",
+        )
+
+    def delete_routing_policy(self, room_id: str) -> None:
+        self._delete(
+            routing_policies, {"room_id": room_id}, f"no routing policy of room {room_id!r}"
+        )
+
+    def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
+        row = {
+            "bridge_id": subscription.bridge_id,
+            "subscription_id": subscription.subscription_id or "",
+            "status": subscription.status,
+            "document": _dump(subscription),
+        }
+        self._upsert(ingress_subscriptions, row)
+        return subscription
+
+    def list_ingress_subscriptions(
+        self, bridge_id: str, status: str | None
+    ) -> list[IngressSubscription]:
+        statement = (
+            sa.select(ingress_subscriptions.c.document)
+            .where(ingress_subscriptions.c.bridge_id == bridge_id)
+            .order_by(ingress_subscriptions.c.subscription_id)
+        )
+        if status is not None:
+            statement = statement.where(ingress_subscriptions.c.status == status)
+        return self._all(IngressSubscription, statement)
+
+    def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
+        self._delete(
+            ingress_subscriptions,
+            {"bridge_id": bridge_id, "subscription_id": subscription_id or ""},
+            f"bridge {bridge_id!r} has no subscription {subscription_id!r}",
+        )
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _execute(self, statement: Any, parameters: Any = None) -> sa.CursorResult[Any]:
+        return self.database.connection.execute(statement, parameters)
+
+    def _all(
+        self, kind: type[M], statement: Any, parameters: Mapping[str, Any] | None = None
+    ) -> list[M]:
+        return [
+            _load(kind, document) for document in self._execute(statement, parameters).scalars()
+        ]
+
+    def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
+        document = self._execute(statement, parameters).scalar()
+        return None if document is None else _load(kind, document)
+
+    def _one(self, kind: type[M], statement: Any, parameters: Mapping[str, Any], missing: str) -> M:
+        found = self._first(kind, statement, parameters)
+        if found is None:
+            raise NotFound(missing)
+        return found
+
+    def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
+        self._execute(_upsert_into(table, self.database.is_sqlite), list(rows))
+
+    def _upsert_in_room(self, table: sa.Table, row: Mapping[str, Any]) -> None:
+        try:
+            self._upsert(table, row)
+        except IntegrityError:
+            raise NotFound(f"no Room {row['room_id']!r}") from None
+
+    def _insert_if_absent(self, table: sa.Table) -> Any:
+        return _insert_into(table, self.database.is_sqlite)
+
+    def _delete(self, table: sa.Table, key: Mapping[str, Any], missing: str) -> None:
+        if self._execute(_delete_by_key(table), key).rowcount == 0:
+            raise NotFound(missing)
+
+
+# Statements are made once: SQLAlchemy finds the compiled form of a statement that it has met.
+
+
+@cache
+def _by_id(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table.c.document).where(table.c.id == sa.bindparam("id"))
+
+
+@cache
+def _delete_by_id(table: sa.Table) -> sa.Delete:
+    return sa.delete(table).where(table.c.id == sa.bindparam("id"))
+
+
+@cache
+def _delete_by_key(table: sa.Table) -> sa.Delete:
+    return sa.delete(table).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
+
+
+@cache
+def _upsert_into(table: sa.Table, sqlite: bool) -> Any:
+    return upsert(table, sqlite=sqlite)
+
+
+@cache
+def _insert_into(table: sa.Table, sqlite: bool) -> Any:
+    return insert_if_absent(table, sqlite=sqlite)
+
+
+def _select_by(table: sa.Table, *names: str, newest: bool = False) -> sa.Select[Any]:
+    statement = sa.select(table.c.document).where(
+        *(table.c[name] == sa.bindparam(name) for name in names)
+    )
+    if newest:
+        statement = statement.order_by(table.c.inserted_at_us.desc(), table.c.id.desc()).limit(1)
+    return statement
+
+
+_MESSAGE_BY_EXTERNAL_ID = _select_by(messages, "channel", "bridge_id", "external_id", newest=True)
+_THREAD_BY_EXTERNAL_ID = _select_by(threads, "room_id", "external_thread_id", newest=True)
+_THREAD_BY_ROOT = _select_by(threads, "room_id", "root_message_id", newest=True)
+_BINDING_BY_EXTERNAL_ID = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
+_BINDINGS_OF_ROOM = _select_by(room_bindings, "room_id").order_by(
+    room_bindings.c.inserted_at_us, room_bindings.c.id
+)
+_POLICY_OF_ROOM = _select_by(routing_policies, "room_id")
+_ROOM_BY_BINDING = (
+    sa.select(rooms.c.document)
+    .join(room_bindings)
+    .where(
+        *(
+            room_bindings.c[name] == sa.bindparam(name)
+            for name in ("channel", "bridge_id", "external_room_id")
+        )
+    )
+)
+_PARTICIPANT_BY_EXTERNAL_ID = (
+    sa.select(participants.c.document)
+    .join(participant_external_ids)
+    .where(
+        participant_external_ids.c.channel == sa.bindparam("channel"),
+        participant_external_ids.c.external_id == sa.bindparam("external_id"),
+        participant_external_ids.c.holder == 1,
+    )
+)
+_INSTANT = sa.select(messages.c.inserted_at_us).where(
+    messages.c.id == sa.bindparam("id"), messages.c.room_id == sa.bindparam("room_id")
+)
+
+
+def _directory(table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:
+    statement = sa.select(table.c.document).order_by(table.c.id)
+    if query.id is not None:
+        statement = statement.where(table.c.id == query.id)
+    if query.name is not None:
+        folded = query.name.casefold()
+        statement = statement.where(table.c.folded_name.contains(folded, autoescape=True))
+    return statement
+
+
+def _room_row(room: Room) -> dict[str, Any]:
+    return {
+        "id": room.id,
+        "type": room.type,
+        "folded_name": _folded(room.name),
+        "document": _dump(room),
+    }
+
+
+def _participant_row(participant: Participant) -> dict[str, Any]:
+    return {
+        "id": participant.id,
+        "folded_name": _folded(participant.identity.get("name")),
+        "document": _dump(participant),
+    }
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    channel, bridge_id = message.metadata.get("channel"), message.metadata.get("bridge_id")
+    scoped = message.external_id is not None and channel and bridge_id
+    return {
+        "id": message.id,
+        "room_id": message.room_id,
+        "thread_id": message.thread_id,
+        "channel": str(channel) if scoped else None,
+        "bridge_id": str(bridge_id) if scoped else None,
+        "external_id": str(message.external_id) if scoped else None,
+        "inserted_at_us": _microseconds(message.inserted_at),
+        "document": _dump(message),
+    }
+
+
+def _binding_row(binding: RoomBinding) -> dict[str, Any]:
+    return {
+        "id": binding.id,
+        "room_id": binding.room_id,
+        "channel": binding.channel,
+        "bridge_id": binding.bridge_id,
+        "external_room_id": str(binding.external_room_id),
+        "inserted_at_us": _microseconds(binding.inserted_at),
+        "document": _dump(binding),
+    }
+
+
+def _pairs(rows: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    for channel, external_id in rows:
+        yield channel, external_id
+
+
+def _folded(name: object) -> str | None:
+    return name.casefold() if isinstance(name, str) else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _microseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def _dump(model: object) -> str:
+    return msgspec.json.encode(model).decode()
+
+
+def _load(kind: type[M], document: str) -> M:
+    return msgspec.json.decode(document, type=kind)

@@ -1,0 +1,613 @@
+"""The persistence store: who is this, and what was said?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
+
+import msgspec
+from msgspec.structs import replace
+
+from trunkline.backends import Store, open_url
+from trunkline.backends.cipher import Cipher, EncryptionKey
+from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
+from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.models import (
+    BridgeConfig,
+    ExternalId,
+    IngressSubscription,
+    Message,
+    Model,
+    OnboardingFlow,
+    Participant,
+    Room,
+    RoomBinding,
+    RoutingPolicy,
+    Thread,
+    checked,
+)
+
+__all__ = ("PersistenceStore",)
+
+M = TypeVar("M", bound=Model)
+
+_ENCRYPTED = "$trunkline-fernet"
+
+
+class PersistenceStore(Store[PersistenceAdapter]):
+    """Rooms, participants, threads, messages and their bindings. A write that returned is on disk.
+
+    Args:
+        url: `sqlite:///bot.db`, `postgresql://user:password@host/db` or `memory://`.
+        adapter: an adapter of your own, instead of a URL.
+        encryption_key: a Fernet key, or several, with which credentials of bridges are encrypted
+            at rest: the first encrypts, all decrypt.
+        name: stands in events, logs and errors.
+        **options: `call_timeout_ms`, `mailbox_size`, `max_batch`, `restart_policy`.
+
+    Raises:
+        ConfigurationError: a URL, key or option that can never work.
+        StoreUnavailable: out of `async with`, when the database cannot be reached.
+
+    Every method raises `StoreUnavailable` while the database is away, within `call_timeout_ms`, and
+    works again when it is back. Models are checked on the way in (`InvalidModel`).
+
+    Source: Jido.Messaging.Persistence.
+
+    Example:
+        >>> import anyio
+        >>> from trunkline.persistence import Message, PersistenceStore, Room
+        >>> async def main() -> list[str]:
+        ...     async with PersistenceStore("memory://") as store:
+        ...         room = await store.get_or_create_room_by_external_binding(
+        ...             "telegram", "support_bot", 42, {"type": "group", "name": "Lobby"}
+        ...         )
+        ...         await store.save_message(Message.new(room_id=room.id, content="hello"))
+        ...         return [message.content for message in await store.get_messages(room.id)]
+        >>> anyio.run(main)
+        ['hello']
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        adapter: PersistenceAdapter | None = None,
+        encryption_key: EncryptionKey | None = None,
+        name: str = "persistence",
+        **options: Any,
+    ) -> None:
+        self._cipher = None if encryption_key is None else Cipher(encryption_key)
+        super().__init__(_adapter(url, adapter), name=name, **options)
+
+    # -- rooms -----------------------------------------------------------------------------------
+
+    async def save_room(self, room: Room) -> Room:
+        """Insert or update a room; what was saved."""
+        room = _model(Room, room)
+        return await self._write(room.id, PersistenceAdapter.save_room, room)
+
+    async def get_room(self, room_id: str) -> Room:
+        """Raises `NotFound`."""
+        return await self._read(PersistenceAdapter.get_room, _id("room_id", room_id))
+
+    async def delete_room(self, room_id: str) -> None:
+        """Delete a room with its messages, threads, bindings and policy, if it is there."""
+        await self._write(room_id, PersistenceAdapter.delete_room, _id("room_id", room_id))
+
+    async def list_rooms(
+        self,
+        *,
+        limit: int = 100,
+        type: str | None = None,  # noqa: A002
+        after: str | None = None,
+    ) -> list[Room]:
+        """Rooms sorted by id.
+
+        Args:
+            limit: 1 to 1,000.
+            type: only rooms of this type.
+            after: only rooms behind this id; the last id of a page gives the next one.
+        """
+        return await self._read(
+            PersistenceAdapter.list_rooms,
+            _limit(limit),
+            _choice(Room, "type", type),
+            _optional("after", after),
+        )
+
+    # -- participants ----------------------------------------------------------------------------
+
+    async def save_participant(self, participant: Participant) -> Participant:
+        """Insert or update a participant; what was saved."""
+        participant = _model(Participant, participant)
+        return await self._write(participant.id, PersistenceAdapter.save_participant, participant)
+
+    async def get_participant(self, participant_id: str) -> Participant:
+        """Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_participant, _id("participant_id", participant_id)
+        )
+
+    async def delete_participant(self, participant_id: str) -> None:
+        """Delete a participant, if they are there. What they said stays."""
+        await self._write(
+            participant_id,
+            PersistenceAdapter.delete_participant,
+            _id("participant_id", participant_id),
+        )
+
+    async def get_or_create_participant_by_external_id(
+        self, channel: str, external_id: ExternalId, attrs: Mapping[str, Any] | None = None
+    ) -> Participant:
+        """The participant with this id on this channel, made with the fields `attrs` if need be.
+
+        However many callers race, in one process or several, there is one participant.
+        """
+        channel, key = _id("channel", channel), _external("external_id", external_id)
+        fields = dict(attrs or {})
+        ids = {**fields.pop("external_ids", {}), channel: external_id}
+        candidate = Participant.new(**fields, external_ids=ids)
+        return await self._write(
+            (channel, key),
+            PersistenceAdapter.get_or_create_participant_by_external_id,
+            channel,
+            key,
+            candidate,
+        )
+
+    # -- messages --------------------------------------------------------------------------------
+
+    async def save_message(self, message: Message) -> Message:
+        """Insert or update a message; what was saved. Raises `NotFound` for an unknown room."""
+        message = _model(Message, message)
+        return await self._write(message.room_id, PersistenceAdapter.save_message, message)
+
+    async def get_message(self, message_id: str) -> Message:
+        """Raises `NotFound`."""
+        return await self._read(PersistenceAdapter.get_message, _id("message_id", message_id))
+
+    async def get_messages(
+        self,
+        room_id: str,
+        limit: int = 50,
+        before: str | None = None,
+        after: str | None = None,
+        thread_id: str | None = None,
+    ) -> list[Message]:
+        """The newest messages of a room, oldest first.
+
+        Args:
+            room_id: the room.
+            limit: how many at most, 1 to 1,000.
+            before: only messages before this message id; the first id of a page gives the page
+                before it.
+            after: only messages after this message id.
+            thread_id: only messages of this thread.
+
+        Raises:
+            NotFound: `before` or `after` is no message of this room.
+        """
+        return await self._read(
+            PersistenceAdapter.get_messages,
+            _id("room_id", room_id),
+            _limit(limit),
+            _optional("before", before),
+            _optional("after", after),
+            _optional("thread_id", thread_id),
+        )
+
+    async def delete_message(self, message_id: str) -> None:
+        """Delete a message, if it is there."""
+        await self._write(
+            message_id, PersistenceAdapter.delete_message, _id("message_id", message_id)
+        )
+
+    async def get_message_by_external_id(
+        self, channel: str, bridge_id: str, external_id: ExternalId
+    ) -> Message:
+        """The newest message with this id on this bridge, by its metadata. Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_message_by_external_id,
+            _id("channel", channel),
+            _id("bridge_id", bridge_id),
+            _external("external_id", external_id),
+        )
+
+    async def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
+        """Record the id that a platform gave to a message. Raises `NotFound`."""
+        _external("external_id", external_id)
+        return await self._write(
+            message_id,
+            PersistenceAdapter.update_message_external_id,
+            _id("message_id", message_id),
+            external_id,
+        )
+
+    # -- threads ---------------------------------------------------------------------------------
+
+    async def save_thread(self, thread: Thread) -> Thread:
+        """Insert or update a thread; what was saved. Raises `NotFound` for an unknown room."""
+        thread = _model(Thread, thread)
+        return await self._write(thread.room_id, PersistenceAdapter.save_thread, thread)
+
+    async def get_thread(self, thread_id: str) -> Thread:
+        """Raises `NotFound`."""
+        return await self._read(PersistenceAdapter.get_thread, _id("thread_id", thread_id))
+
+    async def get_thread_by_external_id(
+        self, room_id: str, external_thread_id: ExternalId
+    ) -> Thread:
+        """The thread of a room with this id on its platform. Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_thread_by_external_id,
+            _id("room_id", room_id),
+            _external("external_thread_id", external_thread_id),
+        )
+
+    async def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
+        """The thread of a room that begins with this message. Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_thread_by_root_message,
+            _id("room_id", room_id),
+            _id("root_message_id", root_message_id),
+        )
+
+    async def list_threads(
+        self, room_id: str, *, limit: int = 100, status: str | None = None
+    ) -> list[Thread]:
+        """Threads of a room, oldest first; `limit` is 1 to 1,000."""
+        return await self._read(
+            PersistenceAdapter.list_threads,
+            _id("room_id", room_id),
+            _limit(limit),
+            _choice(Thread, "status", status),
+        )
+
+    # -- bindings --------------------------------------------------------------------------------
+
+    async def get_or_create_room_by_external_binding(
+        self,
+        channel: str,
+        bridge_id: str,
+        external_id: ExternalId,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Room:
+        """The room that is bound to this external room, made with the fields `attrs` if need be.
+
+        However many callers race, in one process or several, there is one room. A binding whose
+        room was deleted counts as none.
+        """
+        fields = dict(attrs or {})
+        bindings = {**fields.pop("external_bindings", {})}
+        bindings[channel] = {**bindings.get(channel, {}), bridge_id: external_id}
+        candidate = Room.new(**fields, external_bindings=bindings)
+        binding = RoomBinding.new(
+            room_id=candidate.id,
+            channel=channel,
+            bridge_id=bridge_id,
+            external_room_id=external_id,
+        )
+        return await self._write(
+            (channel, bridge_id, str(external_id)),
+            PersistenceAdapter.get_or_create_room_by_external_binding,
+            candidate,
+            binding,
+        )
+
+    async def get_room_by_external_binding(
+        self, channel: str, bridge_id: str, external_id: ExternalId
+    ) -> Room:
+        """Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_room_by_external_binding,
+            _id("channel", channel),
+            _id("bridge_id", bridge_id),
+            _external("external_id", external_id),
+        )
+
+    async def create_room_binding(
+        self,
+        room_id: str,
+        channel: str,
+        bridge_id: str,
+        external_id: ExternalId,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> RoomBinding:
+        """Bind a room to an external room, with the fields `attrs` of a `RoomBinding`.
+
+        Binding the same two again returns the binding that stands.
+
+        Raises:
+            AlreadyBound: the external room is bound to another room, `error.room_id`.
+            NotFound: there is no such room.
+        """
+        binding = RoomBinding.new(
+            **{
+                **(attrs or {}),
+                "room_id": room_id,
+                "channel": channel,
+                "bridge_id": bridge_id,
+                "external_room_id": external_id,
+            }
+        )
+        return await self._write(room_id, PersistenceAdapter.create_room_binding, binding)
+
+    async def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
+        """The bindings of a room, oldest first."""
+        return await self._read(PersistenceAdapter.list_room_bindings, _id("room_id", room_id))
+
+    async def delete_room_binding(self, binding_id: str) -> None:
+        """Raises `NotFound`."""
+        await self._write(
+            binding_id, PersistenceAdapter.delete_room_binding, _id("binding_id", binding_id)
+        )
+
+    # -- directory -------------------------------------------------------------------------------
+
+    @overload
+    async def directory_search(
+        self, target: Literal["participant"], query: Mapping[str, Any]
+    ) -> list[Participant]: ...
+
+    @overload
+    async def directory_search(
+        self, target: Literal["room"], query: Mapping[str, Any]
+    ) -> list[Room]: ...
+
+    async def directory_search(
+        self, target: DirectoryTarget, query: Mapping[str, Any]
+    ) -> list[Participant] | list[Room]:
+        """Participants or rooms, sorted by id, that match all of `query`.
+
+        Args:
+            target: `"participant"` or `"room"`.
+            query: `id`; `name`, a part of it in any case; `channel` with `external_id`, for rooms
+                also with `bridge_id`.
+
+        Raises:
+            ConfigurationError: another target, another field, or an incomplete external id.
+        """
+        return await self._read(
+            PersistenceAdapter.directory_search, target, _directory_query(target, query)
+        )
+
+    @overload
+    async def directory_lookup(
+        self, target: Literal["participant"], query: Mapping[str, Any]
+    ) -> Participant: ...
+
+    @overload
+    async def directory_lookup(self, target: Literal["room"], query: Mapping[str, Any]) -> Room: ...
+
+    async def directory_lookup(
+        self, target: DirectoryTarget, query: Mapping[str, Any]
+    ) -> Participant | Room:
+        """The one match of `directory_search`.
+
+        Raises:
+            NotFound: there is none.
+            AmbiguousMatch: there are several, `error.matches`.
+            ConfigurationError: as `directory_search`.
+        """
+        matches = await self._read(
+            PersistenceAdapter.directory_search, target, _directory_query(target, query)
+        )
+        if not matches:
+            raise NotFound(f"no {target} matches {dict(query)!r}")
+        if len(matches) > 1:
+            raise AmbiguousMatch(f"{len(matches)} {target}s match {dict(query)!r}", matches)
+        return matches[0]
+
+    # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
+
+    async def save_onboarding(self, flow: Mapping[str, Any]) -> OnboardingFlow:
+        """Insert or update an onboarding flow, a mapping with an `onboarding_id`.
+
+        Raises:
+            InvalidModel: it has none, or holds what JSON does not.
+        """
+        onboarding_id = flow.get("onboarding_id") if isinstance(flow, Mapping) else None
+        if not isinstance(onboarding_id, str) or not onboarding_id:
+            raise InvalidModel(
+                f"an onboarding flow has a non-empty str onboarding_id, not {onboarding_id!r}"
+            )
+        try:
+            copied = msgspec.json.decode(msgspec.json.encode(dict(flow)), type=OnboardingFlow)
+        except (TypeError, ValueError) as error:
+            raise InvalidModel(f"onboarding flow {onboarding_id!r}: {error}") from None
+        return await self._write(
+            onboarding_id,
+            PersistenceAdapter.save_onboarding,
+            _id("onboarding_id", onboarding_id),
+            copied,
+        )
+
+    async def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
+        """Raises `NotFound`."""
+        return await self._read(
+            PersistenceAdapter.get_onboarding, _id("onboarding_id", onboarding_id)
+        )
+
+    async def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
+        """Insert or update a bridge's configuration; what was saved."""
+        config = _model(BridgeConfig, config)
+        await self._write(config.id, PersistenceAdapter.save_bridge_config, self._encrypted(config))
+        return config
+
+    async def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
+        """Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted."""
+        return self._decrypted(
+            await self._read(PersistenceAdapter.get_bridge_config, _id("bridge_id", bridge_id))
+        )
+
+    async def list_bridge_configs(self, *, enabled: bool | None = None) -> list[BridgeConfig]:
+        """Configurations sorted by id, only those that are `enabled` or not."""
+        configs = await self._read(PersistenceAdapter.list_bridge_configs, enabled)
+        return [self._decrypted(config) for config in configs]
+
+    async def delete_bridge_config(self, bridge_id: str) -> None:
+        """Raises `NotFound`."""
+        await self._write(
+            bridge_id, PersistenceAdapter.delete_bridge_config, _id("bridge_id", bridge_id)
+        )
+
+    async def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
+        """Insert or replace the policy of a room. Raises `NotFound` for an unknown room."""
+        policy = _model(RoutingPolicy, policy)
+        return await self._write(policy.room_id, PersistenceAdapter.save_routing_policy, policy)
+
+    async def get_routing_policy(self, room_id: str) -> RoutingPolicy:
+        """Raises `NotFound`."""
+        return await self._read(PersistenceAdapter.get_routing_policy, _id("room_id", room_id))
+
+    async def delete_routing_policy(self, room_id: str) -> None:
+        """Raises `NotFound`."""
+        await self._write(
+            room_id, PersistenceAdapter.delete_routing_policy, _id("room_id", room_id)
+        )
+
+    async def save_ingress_subscription(
+        self, subscription: IngressSubscription
+    ) -> IngressSubscription:
+        """Insert or replace the subscription of a bridge with this subscription id."""
+        subscription = _model(IngressSubscription, subscription)
+        return await self._write(
+            subscription.bridge_id, PersistenceAdapter.save_ingress_subscription, subscription
+        )
+
+    async def list_ingress_subscriptions(
+        self, bridge_id: str, *, status: str | None = None
+    ) -> list[IngressSubscription]:
+        """Subscriptions of a bridge sorted by subscription id, only those of `status`."""
+        return await self._read(
+            PersistenceAdapter.list_ingress_subscriptions,
+            _id("bridge_id", bridge_id),
+            _choice(IngressSubscription, "status", status),
+        )
+
+    async def delete_ingress_subscription(
+        self, bridge_id: str, subscription_id: str | None
+    ) -> None:
+        """Raises `NotFound`."""
+        await self._write(
+            bridge_id,
+            PersistenceAdapter.delete_ingress_subscription,
+            _id("bridge_id", bridge_id),
+            _optional("subscription_id", subscription_id),
+        )
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _encrypted(self, config: BridgeConfig) -> BridgeConfig:
+        if self._cipher is None or not config.credentials:
+            return config
+        token = self._cipher.encrypt(msgspec.json.encode(config.credentials))
+        return replace(config, credentials={_ENCRYPTED: token})
+
+    def _decrypted(self, config: BridgeConfig) -> BridgeConfig:
+        token = config.credentials.get(_ENCRYPTED)
+        if token is None:
+            return config
+        if self._cipher is None:
+            raise ConfigurationError(
+                f"credentials of bridge {config.id!r} are encrypted: give encryption_key="
+            )
+        plain = self._cipher.decrypt(token, f"credentials of bridge {config.id!r}")
+        return replace(config, credentials=msgspec.json.decode(plain))
+
+
+def _adapter(url: str | None, adapter: PersistenceAdapter | None) -> PersistenceAdapter:
+    if adapter is not None:
+        if url is not None:
+            raise ConfigurationError("give a URL or an adapter, not both")
+        return adapter
+    if url is None:
+        raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
+    return open_url(url, {"memory": _open_memory, "sqlite": _open_sql, "postgresql": _open_sql})
+
+
+def _open_memory(_url: str) -> PersistenceAdapter:
+    from trunkline.persistence.memory import MemoryPersistenceAdapter
+
+    return MemoryPersistenceAdapter()
+
+
+def _open_sql(url: str) -> PersistenceAdapter:
+    from trunkline.persistence.sql import SQLPersistenceAdapter
+
+    return SQLPersistenceAdapter(url)
+
+
+def _model(kind: type[M], model: M) -> M:
+    if not isinstance(model, kind):
+        raise InvalidModel(f"expected a {kind.__name__}, not {type(model).__name__}")
+    return checked(model)
+
+
+def _id(name: str, value: object) -> str:
+    """`value` if it can be an id at all; what cannot be one cannot be found either."""
+    if not isinstance(value, str) or not value:
+        raise InvalidModel(f"{name} is a non-empty str, not {value!r}")
+    if "\0" in value:
+        raise InvalidModel(f"{name} {value!r} has a NUL, which no database can store")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidModel(f"{name} {value!r} is no valid Unicode") from None
+    return value
+
+
+def _optional(name: str, value: object) -> str | None:
+    return None if value is None else _id(name, value)
+
+
+def _external(name: str, value: object) -> str:
+    """An external id as a string: `42` and `"42"` are the same."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _id(name, value)
+
+
+def _limit(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 1_000:
+        raise ConfigurationError(f"limit is an int from 1 to 1,000, not {value!r}")
+    return value
+
+
+def _choice(kind: type[Model], field: str, value: object) -> str | None:
+    """`value` if it is `None` or one of the values that a field may have."""
+    choices = _choices(kind, field)
+    if value is not None and value not in choices:
+        raise ConfigurationError(f"{field} is one of {', '.join(choices)}, not {value!r}")
+    return value
+
+
+@cache
+def _choices(kind: type[Model], field: str) -> tuple[str, ...]:
+    return get_args(get_type_hints(kind)[field])
+
+
+def _directory_query(target: str, query: Mapping[str, Any]) -> DirectoryQuery:
+    if target not in get_args(DirectoryTarget):
+        raise ConfigurationError(f"the directory knows participant and room, not {target!r}")
+    fields = dict(query)
+    if fields.get("external_id") is not None:
+        fields["external_id"] = _external("external_id", fields["external_id"])
+    try:
+        converted = msgspec.convert(fields, DirectoryQuery)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"directory query {fields!r}: {error}") from None
+    for name in DirectoryQuery.__struct_fields__:
+        value = getattr(converted, name)
+        if value and name != "name":
+            _id(name, value)
+    parts = {"channel", "external_id"} | ({"bridge_id"} if target == "room" else set())
+    given = {name for name in ("channel", "bridge_id", "external_id") if getattr(converted, name)}
+    if given and given != parts:
+        raise ConfigurationError(
+            f"a {target} is found by {', '.join(sorted(parts))} together, not by"
+            f" {', '.join(sorted(given))}"
+        )
+    return converted
