@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -112,7 +112,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         external = participant_external_ids.c
         stale = sa.delete(participant_external_ids).where(external.participant_id == participant.id)
         removed = self._execute(stale.returning(external.channel, external.external_id))
-        held = set(_pairs(removed))
+        held = {(row.channel, row.external_id) for row in removed}
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
         for channel, external_id in sorted(held - ids):
             self._promote_holder(channel, external_id)
@@ -136,8 +136,8 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             .returning(external.channel, external.external_id)
         ).all()
         self._execute(_delete_by_id(participants), {"id": participant_id})
-        for channel, external_id in _pairs(held):
-            self._promote_holder(channel, external_id)
+        for row in held:
+            self._promote_holder(row.channel, row.external_id)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
@@ -603,11 +603,6 @@ def _binding_row(binding: RoomBinding) -> dict[str, Any]:
         "inserted_at_us": _microseconds(binding.inserted_at),
         "document": _dump(binding),
     }
-
-
-def _pairs(rows: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    for channel, external_id in rows:
-        yield channel, external_id
 
 
 def _folded(name: object) -> str | None:
