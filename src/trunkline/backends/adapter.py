@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Self
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, ClassVar, Self
 
-__all__ = ("Adapter",)
+__all__ = ("Adapter", "Operation")
+
+
+class Operation:
+    """A method of an adapter with its arguments, and what came of it."""
+
+    __slots__ = ("args", "error", "kwargs", "method", "value")
+
+    def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def run(self, adapter: Adapter) -> Any:
+        return getattr(adapter, self.method)(*self.args, **self.kwargs)
 
 
 class Adapter:
@@ -30,6 +48,10 @@ class Adapter:
     writers: int = 1
     readers: int = 0
 
+    #: How long a lock among processes lasts if it is not renewed, in milliseconds; 0 if the
+    #: database has no such locks.
+    lease_ms: int = 0
+
     def open(self) -> None:
         """Connect, and create or migrate what is stored there. Called again after a crash.
 
@@ -47,6 +69,35 @@ class Adapter:
         Only asked for if `writers + readers` is more than one.
         """
         raise NotImplementedError(f"{type(self).__name__} says nothing of siblings")
+
+    def try_lock(self, key: str, token: str) -> bool:
+        """Take the lock `key` among processes if it is free; whether it was."""
+        raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
+
+    def renew_lock(self, key: str, token: str) -> bool:
+        """Let the lease that was taken with `token` last anew; false if it has ended."""
+        raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
+
+    def unlock(self, key: str, token: str) -> None:
+        """Give the lock back. A lease that has ended is no error."""
+        raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
+
+    def run_together(self, operations: Sequence[Operation]) -> None:
+        """Run a batch inside a transaction, in its order; `operation.value` takes each result.
+
+        The default runs one after another, and neighbours of one kind through `bulk`. Override it
+        where a database can do better, as a Redis pipeline does.
+        """
+        for method, group in groupby(operations, key=attrgetter("method")):
+            neighbours = list(group)
+            bulk = self.bulk.get(method)
+            if bulk is None or len(neighbours) == 1:
+                for operation in neighbours:
+                    operation.value = operation.run(self)
+            else:
+                values = getattr(self, bulk)([one.args[0] for one in neighbours])
+                for operation, value in zip(neighbours, values, strict=True):
+                    operation.value = value
 
     def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
         """Everything called inside is committed together on leaving, or not at all.

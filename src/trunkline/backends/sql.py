@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,12 +16,14 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
+from xxhash import xxh3_64_intdigest
 
+from trunkline.backends.adapter import Adapter
 from trunkline.backends.url import hide_password
 from trunkline.backends.workers import ConnectionLost
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
-__all__ = ("Database", "Migration", "insert_if_absent", "upsert")
+__all__ = ("AdvisoryLocks", "Database", "Migration", "insert_if_absent", "upsert")
 
 #: One step from a schema version to the next. It runs inside a transaction.
 Migration: TypeAlias = Callable[[sa.Connection], None]
@@ -74,11 +77,13 @@ class Database:
     ) -> None:
         self.url = url
         self.shown_url = hide_password(url)
-        self._component = component
+        self.component = component
         self._migrations = migrations
         self._timeout_ms = timeout_ms
         self._engine = _create_engine(url, self.shown_url, timeout_ms)
         self._connection: sa.Connection | None = None
+        #: How often it has connected; another number is another session of the server.
+        self.connections = 0
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         #: A database in memory is gone with its only connection.
         self.is_memory = self.is_sqlite and _sqlite_path(self._engine.url) is None
@@ -93,7 +98,7 @@ class Database:
         """Another connection to the same database."""
         return Database(
             self.url,
-            component=self._component,
+            component=self.component,
             migrations=self._migrations,
             timeout_ms=self._timeout_ms,
         )
@@ -117,7 +122,7 @@ class Database:
 
     def schema_version(self) -> int:
         """The version of the component's schema; 0 if there is none. Inside a transaction."""
-        statement = sa.select(_VERSIONS.c.version).where(_VERSIONS.c.component == self._component)
+        statement = sa.select(_VERSIONS.c.version).where(_VERSIONS.c.component == self.component)
         return self.connection.execute(statement).scalar() or 0
 
     @contextmanager
@@ -156,6 +161,7 @@ class Database:
     def _connect(self) -> sa.Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
+            self.connections += 1
         return self._connection
 
     def _roll_back(self, broken: bool) -> None:
@@ -189,7 +195,7 @@ class Database:
         version, present = self.schema_version(), len(self._migrations)
         if version > present:
             raise ConfigurationError(
-                f"{self.shown_url} has version {version} of the {self._component} schema, and this"
+                f"{self.shown_url} has version {version} of the {self.component} schema, and this"
                 f" trunkline knows versions up to {present}: upgrade trunkline"
             )
         if version == present:
@@ -198,13 +204,13 @@ class Database:
             step(connection)
         connection.execute(
             upsert(_VERSIONS, sqlite=self.is_sqlite),
-            {"component": self._component, "version": present},
+            {"component": self.component, "version": present},
         )
 
     def _translate(self, error: DBAPIError) -> Exception:
         """What `error` means to a caller. Never the statement's parameters: they may be secrets."""
         cause = error.orig
-        where = f"{self._component} at {self.shown_url}"
+        where = f"{self.component} at {self.shown_url}"
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or ""
             if any(code.startswith(mistake) for mistake in _SQLITE_MISTAKES):
@@ -227,6 +233,7 @@ class Database:
         return error
 
 
+@cache
 def upsert(table: sa.Table, *, sqlite: bool) -> Any:
     """`INSERT … ON CONFLICT DO UPDATE` of a whole row of `table`, by its primary key."""
     insert = _insert(table, sqlite)
@@ -235,6 +242,7 @@ def upsert(table: sa.Table, *, sqlite: bool) -> Any:
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
+@cache
 def insert_if_absent(table: sa.Table, *, sqlite: bool) -> Any:
     """`INSERT … ON CONFLICT DO NOTHING` into `table`, whichever of its constraints it meets."""
     return _insert(table, sqlite).on_conflict_do_nothing()
@@ -328,3 +336,35 @@ def _first_line(error: BaseException | None) -> str:
     diagnostics = getattr(error, "diag", None)
     primary = getattr(diagnostics, "message_primary", None)
     return str(primary or error).strip().partition("\n")[0]
+
+
+class AdvisoryLocks(Adapter):
+    """Locks among processes for adapters of a `Database`: PostgreSQL's advisory locks.
+
+    They belong to the connection, and so end when their owner dies. SQLite has none: there a lock
+    holds within its process.
+    """
+
+    database: Database
+
+    def _adopt_locks(self) -> None:
+        self.lease_ms = 0 if self.database.is_sqlite else 15_000
+        #: token → the connection that took the lock, by its number.
+        self._held: dict[str, int] = {}
+
+    def try_lock(self, key: str, token: str) -> bool:
+        taken = self._ask("SELECT pg_try_advisory_lock(:key)", key)
+        if taken:
+            self._held[token] = self.database.connections
+        return taken
+
+    def renew_lock(self, key: str, token: str) -> bool:
+        return self._held.get(token) == self.database.connections
+
+    def unlock(self, key: str, token: str) -> None:
+        if self._held.pop(token, None) == self.database.connections:
+            self._ask("SELECT pg_advisory_unlock(:key)", key)
+
+    def _ask(self, statement: str, key: str) -> bool:
+        number = xxh3_64_intdigest(f"{self.database.component}:{key}".encode()) - 2**63
+        return bool(self.database.connection.execute(sa.text(statement), {"key": number}).scalar())

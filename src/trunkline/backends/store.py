@@ -9,8 +9,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
 from trunkline.actors.policy import require_positive_ms
-from trunkline.backends.adapter import Adapter
-from trunkline.backends.workers import DirectWorker, Operation, ThreadWorker, run_operation
+from trunkline.backends.adapter import Adapter, Operation
+from trunkline.backends.locks import KeyLocks, Lease, hold_shared
+from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
 from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable
 from trunkline.observe import Events
 
@@ -57,6 +58,8 @@ class Store(Service, Generic[AdapterT]):
         self._restart_policy = restart_policy
         self._writers: tuple[ActorRef[Any], ...] = ()
         self._readers: tuple[ActorRef[Any], ...] = ()
+        self._locker: ActorRef[Any] | None = None
+        self._locks = KeyLocks()
 
     async def _read(
         self, method: Callable[Concatenate[AdapterT, P], R], *args: P.args, **kwargs: P.kwargs
@@ -86,6 +89,24 @@ class Store(Service, Generic[AdapterT]):
         result: R = await self._ask(worker, method, args, kwargs)
         return result
 
+    @asynccontextmanager
+    async def _hold(self, key: str) -> AsyncGenerator[Lease | None, Any]:
+        """Hold a lock: in this process in the order of arrival, among processes by a lease.
+
+        Yields:
+            The lease; `None` where the database has no locks among processes.
+        """
+        async with self._locks.hold(key):
+            if self._locker is None:
+                yield None
+            else:
+                async with hold_shared(self._ask_locker, self._adapter, key) as lease:
+                    yield lease
+
+    async def _ask_locker(self, method: Callable[..., Any], *args: Any) -> Any:
+        assert self._locker is not None
+        return await self._ask(self._locker, method, args, {})
+
     async def _ask(
         self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
@@ -112,6 +133,10 @@ class Store(Service, Generic[AdapterT]):
                     for index in range(self._adapter.readers)
                 ]
             )
+            if self._adapter.lease_ms:
+                # With a connection of its own: a lock must not wait behind a batch of calls.
+                sibling = self._adapter.sibling()
+                self._locker = await self._spawn(supervisor, "locker", 0, sibling)
             yield self
 
     async def _spawn(

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
 
 from trunkline.actors import Actor, BatchActor, Call
-from trunkline.backends.adapter import Adapter
+from trunkline.backends.adapter import Adapter, Operation
 from trunkline.errors import StoreUnavailable, TrunklineError
 
-__all__ = ("ConnectionLost", "DirectWorker", "Operation", "ThreadWorker", "run_operation")
+__all__ = ("ConnectionLost", "DirectWorker", "ThreadWorker", "run_operation")
 
 R = TypeVar("R")
 
 
 class ConnectionLost(StoreUnavailable):
     """The connection is gone; what was under way may or may not have been committed."""
-
-
-class Operation:
-    """A method of an adapter with its arguments, and what came of it."""
-
-    __slots__ = ("args", "error", "kwargs", "method", "value")
-
-    def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.method = method
-        self.args = args
-        self.kwargs = kwargs
-        self.value: Any = None
-        self.error: Exception | None = None
-
-    def run(self, adapter: Adapter) -> Any:
-        return getattr(adapter, self.method)(*self.args, **self.kwargs)
 
 
 def run_operation(_worker: Actor, _operation: Operation) -> Any:
@@ -112,7 +95,7 @@ class ThreadWorker(BatchActor):
                     for operation in operations:
                         self._answer(operation)
                 else:
-                    self._run_together(operations)
+                    self._adapter.run_together(operations)
         except ConnectionLost as error:
             for operation in operations:
                 operation.error = ConnectionLost(str(error))
@@ -121,19 +104,6 @@ class ThreadWorker(BatchActor):
                 operations[0].error = error
             else:
                 self._run_singly(operations)
-
-    def _run_together(self, operations: Sequence[Operation]) -> None:
-        """All operations in their order; neighbours of one kind in bulk where that is possible."""
-        for method, group in groupby(operations, key=lambda operation: operation.method):
-            neighbours = list(group)
-            bulk = self._adapter.bulk.get(method)
-            if bulk is None or len(neighbours) == 1:
-                for operation in neighbours:
-                    operation.value = operation.run(self._adapter)
-            else:
-                values = getattr(self._adapter, bulk)([one.args[0] for one in neighbours])
-                for operation, value in zip(neighbours, values, strict=True):
-                    operation.value = value
 
     def _run_singly(self, operations: Sequence[Operation]) -> None:
         lost: ConnectionLost | None = None
@@ -144,7 +114,10 @@ class ThreadWorker(BatchActor):
                 continue
             try:
                 with self._adapter.transaction(read_only=self._read_only):
-                    operation.value = operation.run(self._adapter)
+                    if self._read_only:
+                        operation.value = operation.run(self._adapter)
+                    else:
+                        self._adapter.run_together([operation])
             except ConnectionLost as error:
                 operation.error = lost = error
             except Exception as error:

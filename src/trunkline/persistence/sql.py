@@ -466,7 +466,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         return found
 
     def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
-        self._execute(_upsert_into(table, self.database.is_sqlite), list(rows))
+        self._execute(upsert(table, sqlite=self.database.is_sqlite), list(rows))
 
     def _upsert_in_room(self, table: sa.Table, row: Mapping[str, Any]) -> None:
         try:
@@ -475,7 +475,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             raise NotFound(f"no Room {row['room_id']!r}") from None
 
     def _insert_if_absent(self, table: sa.Table) -> Any:
-        return _insert_into(table, self.database.is_sqlite)
+        return insert_if_absent(table, sqlite=self.database.is_sqlite)
 
     def _delete(self, table: sa.Table, key: Mapping[str, Any], missing: str) -> None:
         if self._execute(_delete_by_key(table), key).rowcount == 0:
@@ -498,16 +498,6 @@ def _delete_by_id(table: sa.Table) -> sa.Delete:
 @cache
 def _delete_by_key(table: sa.Table) -> sa.Delete:
     return sa.delete(table).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
-
-
-@cache
-def _upsert_into(table: sa.Table, sqlite: bool) -> Any:
-    return upsert(table, sqlite=sqlite)
-
-
-@cache
-def _insert_into(table: sa.Table, sqlite: bool) -> Any:
-    return insert_if_absent(table, sqlite=sqlite)
 
 
 def _select_by(table: sa.Table, *names: str, newest: bool = False) -> sa.Select[Any]:

@@ -1,0 +1,167 @@
+"""Values as bytes, and back as they went in: msgpack, with extensions for what it lacks.
+
+JSON and msgpack know nothing of tuples and sets, and what they make of dates and decimals does not
+come back as it went in. Here each such value is an extension of its own, so that decoding gives
+what was encoded, type by type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import msgspec
+from msgspec.msgpack import Ext
+
+from trunkline.errors import ConfigurationError
+
+__all__ = ("Key", "Unstorable", "decode", "decode_key", "encode", "encode_key")
+
+#: What identifies a conversation: a scalar, or tuples of ints, strings and None, nested.
+Key: TypeAlias = int | str | tuple["Key", ...] | None
+
+_PLAIN = (type(None), bool, float, str, bytes)
+_KEYS = (type(None), bool, int, float, str, bytes)
+_KEY_PARTS = (int, str, type(None))
+
+_TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID, _BIG_INT = range(10)
+
+#: type → (extension code, what makes text of it).
+_TEXTUAL: dict[type, tuple[int, Callable[[Any], str]]] = {
+    datetime: (_DATETIME, datetime.isoformat),
+    date: (_DATE, date.isoformat),
+    time: (_TIME, time.isoformat),
+    Decimal: (_DECIMAL, str),
+    UUID: (_UUID, str),
+}
+_FROM_TEXT: dict[int, Callable[[str], Any]] = {
+    _DATETIME: datetime.fromisoformat,
+    _DATE: date.fromisoformat,
+    _TIME: time.fromisoformat,
+    _DECIMAL: Decimal,
+    _UUID: UUID,
+    _BIG_INT: int,
+}
+_COLLECTIONS: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_FROM_LIST: dict[int, Callable[[list[Any]], Any]] = {
+    _TUPLE: tuple,
+    _SET: set,
+    _FROZENSET: frozenset,
+}
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(value: object) -> bytes:
+    """`value` as bytes.
+
+    Args:
+        value: None, bools, ints, floats, strings, bytes, lists, tuples, sets, frozensets, maps,
+            datetimes, dates, times, timedeltas, Decimals and UUIDs, nested as you like.
+
+    Raises:
+        Unstorable: it holds something else. The message tells of types, never of values, which
+            may be secrets.
+    """
+    try:
+        return _encoder.encode(_pack(value))
+    except UnicodeEncodeError:
+        raise Unstorable("a str is no valid Unicode") from None
+    except RecursionError:
+        raise Unstorable("it is nested too deeply") from None
+
+
+def decode(encoded: bytes) -> Any:
+    """The value that `encode` was given."""
+    return _decoder.decode(encoded)
+
+
+def encode_key(key: Key) -> str:
+    """A key as ASCII text; different keys give different texts.
+
+    Raises:
+        ConfigurationError: a key that holds anything but ints, strings and None.
+    """
+    if type(key) is tuple and all(type(part) in _KEY_PARTS for part in key):
+        return _encode_flat_key(key)
+    return _dump_key(_checked_key(key, key))
+
+
+def decode_key(text: str) -> Key:
+    """The key of which `encode_key` made `text`."""
+    key: Key = _tuples(json.loads(text))
+    return key
+
+
+# Exact types only: an int and a bool that are equal must not share an entry.
+@lru_cache(maxsize=16_384)
+def _encode_flat_key(key: tuple[Key, ...]) -> str:
+    return _dump_key(list(key))
+
+
+def _dump_key(parts: Any) -> str:
+    return json.dumps(parts, separators=(",", ":"))
+
+
+class Unstorable(ConfigurationError):
+    """A value that has no encoding."""
+
+
+def _pack(value: Any) -> Any:
+    """`value` with an extension for everything that msgpack would change."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is int:
+        # Beyond 64 bits msgpack has no integers.
+        return value if -(2**63) <= value < 2**64 else Ext(_BIG_INT, f"{value:d}".encode())
+    if kind is dict:
+        return {_packed_name(name): _pack(item) for name, item in value.items()}
+    if kind is list:
+        return [_pack(item) for item in value]
+    if kind in _COLLECTIONS:
+        return Ext(_COLLECTIONS[kind], _encoder.encode([_pack(item) for item in value]))
+    if kind in _TEXTUAL:
+        code, to_text = _TEXTUAL[kind]
+        return Ext(code, to_text(value).encode())
+    if kind is timedelta:
+        parts = (value.days, value.seconds, value.microseconds)
+        return Ext(_TIMEDELTA, _encoder.encode(parts))
+    raise Unstorable(f"type {kind.__module__}.{kind.__qualname__} has no encoding")
+
+
+def _packed_name(name: Any) -> Any:
+    if type(name) not in _KEYS:
+        raise Unstorable(f"a map's keys are scalars, not {type(name).__name__}")
+    if type(name) is int and not -(2**63) <= name < 2**64:
+        raise Unstorable("a map's int key has more than 64 bits")
+    return name
+
+
+def _unpack(code: int, payload: memoryview) -> Any:
+    if code in _FROM_TEXT:
+        return _FROM_TEXT[code](bytes(payload).decode())
+    parts = _decoder.decode(payload)
+    return timedelta(*parts) if code == _TIMEDELTA else _FROM_LIST[code](parts)
+
+
+_decoder = msgspec.msgpack.Decoder(ext_hook=_unpack)
+
+
+def _checked_key(part: object, key: object) -> Any:
+    if part is None or type(part) is str or type(part) is int:
+        return part
+    if isinstance(part, tuple):
+        return [_checked_key(item, key) for item in part]
+    raise ConfigurationError(
+        f"a key holds ints, strings, None and tuples of these, not {type(part).__name__}: {key!r}"
+    )
+
+
+def _tuples(part: Any) -> Any:
+    return tuple(_tuples(item) for item in part) if isinstance(part, list) else part

@@ -1,0 +1,259 @@
+"""The fsm on Redis or Valkey: two hashes a conversation, every operation one script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+from trunkline.backends.adapter import Operation
+from trunkline.backends.redis import (
+    LeaseLocks,
+    RedisServer,
+    ScriptCall,
+    optional,
+    text_or_none,
+)
+from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
+
+__all__ = ("RedisFSMAdapter",)
+
+# KEYS[1] is a hash with the step: its field `x` is always there, `flow` and `state` where they are
+# not None. KEYS[2] is a hash with the data, a field a name. Both expire together.
+_HEAD = """
+local function live(ttl)
+    for _, key in ipairs(KEYS) do
+        if ttl == '' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ttl) end
+    end
+end
+local function put(field, value)
+    if value == '' then redis.call('HDEL', KEYS[1], field)
+    else redis.call('HSET', KEYS[1], field, value) end
+end
+local function put_fields(first)
+    for i = first, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+end
+"""
+
+_LOAD = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+return {
+    redis.call('HGET', KEYS[1], 'flow') or '',
+    redis.call('HGET', KEYS[1], 'state') or '',
+    redis.call('HGETALL', KEYS[2]),
+}
+"""
+
+#: ttl, flow, state, then names and values.
+_SAVE = (
+    _HEAD
+    + """
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'x', 1)
+put('flow', ARGV[2])
+put('state', ARGV[3])
+put_fields(4)
+live(ARGV[1])
+"""
+)
+
+#: ttl, state.
+_SET_STATE = (
+    _HEAD
+    + """
+redis.call('HSET', KEYS[1], 'x', 1)
+put('state', ARGV[2])
+live(ARGV[1])
+"""
+)
+
+#: ttl, then names and values.
+_SET_DATA = (
+    _HEAD
+    + """
+redis.call('HSET', KEYS[1], 'x', 1)
+redis.call('DEL', KEYS[2])
+put_fields(2)
+live(ARGV[1])
+"""
+)
+
+#: ttl, then names and values.
+_UPDATE_DATA = (
+    _HEAD
+    + """
+redis.call('HSET', KEYS[1], 'x', 1)
+put_fields(2)
+live(ARGV[1])
+return redis.call('HGETALL', KEYS[2])
+"""
+)
+
+_CLEAR = """
+return redis.call('DEL', KEYS[1], KEYS[2])
+"""
+
+#: ttl, expected flow and state, new flow and state, whether to replace the data, then that.
+_COMPARE_AND_SET = (
+    _HEAD
+    + """
+local flow = redis.call('HGET', KEYS[1], 'flow') or ''
+local state = redis.call('HGET', KEYS[1], 'state') or ''
+if flow ~= ARGV[2] or state ~= ARGV[3] then return {flow, state} end
+redis.call('HSET', KEYS[1], 'x', 1)
+put('flow', ARGV[4])
+put('state', ARGV[5])
+if ARGV[6] == '1' then
+    redis.call('DEL', KEYS[2])
+    put_fields(7)
+end
+live(ARGV[1])
+return false
+"""
+)
+
+
+class RedisFSMAdapter(LeaseLocks, FSMAdapter):
+    """Records in two hashes each; the server lets them expire by itself, without telling.
+
+    Args:
+        url: `redis://…` or `valkey://…`.
+    """
+
+    lock_prefix = "trunkline:fsm-lock"
+
+    def __init__(self, url: str) -> None:
+        self.server = RedisServer(url)
+
+    def sibling(self) -> Self:
+        other = object.__new__(type(self))
+        other.server = self.server.sibling()
+        return other
+
+    def open(self) -> None:
+        self.server.open()
+
+    def close(self) -> None:
+        self.server.close()
+
+    def run_together(self, operations: Sequence[Operation]) -> None:
+        """Every operation is a script of its own: one that fails has done nothing to the others."""
+        if any(one.method not in _READ for one in operations):  # locks
+            super().run_together(operations)
+            return
+        calls = [getattr(self, f"_{one.method}")(*one.args) for one in operations]
+        results = self.server.call_all(calls)
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(result, Exception):
+                operation.error = result
+            else:
+                operation.value = _READ[operation.method](result)
+
+    def load(self, place: Place) -> Record | None:
+        return _record(self.server.call(self._load(place)))
+
+    def save(self, place: Place, record: Record, ttl_ms: int | None) -> None:
+        self.server.call(self._save(place, record, ttl_ms))
+
+    def set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> None:
+        self.server.call(self._set_state(place, state, ttl_ms))
+
+    def set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> None:
+        self.server.call(self._set_data(place, fields, ttl_ms))
+
+    def update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> Fields:
+        return _fields(self.server.call(self._update_data(place, fields, ttl_ms)))
+
+    def clear(self, place: Place) -> None:
+        self.server.call(self._clear(place))
+
+    def compare_and_set(
+        self,
+        place: Place,
+        expected: Step,
+        step: Step,
+        fields: Fields | None,
+        ttl_ms: int | None,
+    ) -> Step | None:
+        return _step(self.server.call(self._compare_and_set(place, expected, step, fields, ttl_ms)))
+
+    # -- each operation as a script ----------------------------------------------------------------
+
+    def _load(self, place: Place) -> ScriptCall:
+        return ScriptCall(_LOAD, _keys(place))
+
+    def _save(self, place: Place, record: Record, ttl_ms: int | None) -> ScriptCall:
+        step = record.step
+        head = [_ttl(ttl_ms), optional(step.flow), optional(step.state)]
+        return ScriptCall(_SAVE, _keys(place), [*head, *_flat(record.fields)])
+
+    def _set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> ScriptCall:
+        return ScriptCall(_SET_STATE, _keys(place), [_ttl(ttl_ms), optional(state)])
+
+    def _set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
+        return ScriptCall(_SET_DATA, _keys(place), [_ttl(ttl_ms), *_flat(fields)])
+
+    def _update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
+        return ScriptCall(_UPDATE_DATA, _keys(place), [_ttl(ttl_ms), *_flat(fields)])
+
+    def _clear(self, place: Place) -> ScriptCall:
+        return ScriptCall(_CLEAR, _keys(place))
+
+    def _compare_and_set(
+        self,
+        place: Place,
+        expected: Step,
+        step: Step,
+        fields: Fields | None,
+        ttl_ms: int | None,
+    ) -> ScriptCall:
+        steps = [optional(text) for one in (expected, step) for text in (one.flow, one.state)]
+        data = ["0"] if fields is None else ["1", *_flat(fields)]
+        return ScriptCall(_COMPARE_AND_SET, _keys(place), [_ttl(ttl_ms), *steps, *data])
+
+
+def _keys(place: Place) -> list[str]:
+    # The braces keep both keys in one slot of a cluster.
+    name = f"trunkline:fsm:{{{json.dumps([place.bot_name, place.key])}}}"
+    return [f"{name}:step", f"{name}:data"]
+
+
+def _ttl(ttl_ms: int | None) -> str:
+    return "" if ttl_ms is None else str(ttl_ms)
+
+
+def _flat(fields: Fields) -> list[bytes]:
+    return [part for item in fields.items() for part in item]
+
+
+def _record(raw: Any) -> Record | None:
+    if raw is None:
+        return None
+    flow, state, fields = raw
+    return Record(Step(text_or_none(flow), text_or_none(state)), _fields(fields))
+
+
+def _fields(raw: Any) -> Fields:
+    if isinstance(raw, dict):  # the third version of the protocol has maps
+        return raw
+    return dict(zip(raw[::2], raw[1::2], strict=True))
+
+
+def _step(raw: Any) -> Step | None:
+    return None if raw is None else Step(text_or_none(raw[0]), text_or_none(raw[1]))
+
+
+def _nothing(_raw: Any) -> None:
+    return None
+
+
+#: What makes an operation's result of the script's.
+_READ = {
+    "load": _record,
+    "save": _nothing,
+    "set_state": _nothing,
+    "set_data": _nothing,
+    "update_data": _fields,
+    "clear": _nothing,
+    "compare_and_set": _step,
+}

@@ -1,0 +1,190 @@
+"""The fsm in a SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import msgspec
+import sqlalchemy as sa
+
+from trunkline.backends.adapter import Operation
+from trunkline.backends.sql import AdvisoryLocks, Database, insert_if_absent, upsert
+from trunkline.fsm.adapter import Place, Record, Step
+from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
+
+__all__ = ("SQLFSMAdapter",)
+
+_metadata = sa.MetaData()
+
+records = sa.Table(
+    "trunkline_fsm",
+    _metadata,
+    sa.Column("bot_name", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("flow", sa.Text),
+    sa.Column("state", sa.Text),
+    #: A msgpack map of encoded names to encoded values.
+    sa.Column("fields", sa.LargeBinary, nullable=False),
+    #: Milliseconds since 1970.
+    sa.Column("expires_at_ms", sa.BigInteger),
+)
+sa.Index(
+    "trunkline_fsm_by_expiry",
+    records.c.expires_at_ms,
+    sqlite_where=records.c.expires_at_ms.is_not(None),
+    postgresql_where=records.c.expires_at_ms.is_not(None),
+)
+
+
+def _create(connection: sa.Connection) -> None:
+    _metadata.create_all(connection)
+
+
+MIGRATIONS = (_create,)
+
+_READ = sa.select(records).where(
+    sa.tuple_(records.c.bot_name, records.c.key).in_(sa.bindparam("places", expanding=True))
+)
+_OVER = records.c.expires_at_ms <= sa.bindparam("now")
+
+
+class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
+    """Records in a table. A batch reads its records once and writes each changed one once.
+
+    Args:
+        url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
+        clock: tells milliseconds since 1970.
+    """
+
+    def __init__(self, url: str, clock: WallClock = wall_clock_ms) -> None:
+        super().__init__(clock)
+        self._adopt(Database(url, component="fsm", migrations=MIGRATIONS))
+
+    def _adopt(self, database: Database) -> None:
+        self.database = database
+        self.readers = 0 if database.is_memory else 1
+        self._adopt_locks()
+        # What the batch under way has read, and what of that it has changed.
+        self._batch: dict[Place, Kept | None] | None = None
+        self._changed: set[Place] = set()
+
+    def sibling(self) -> Self:
+        other = object.__new__(type(self))
+        other._clock = self._clock
+        other._adopt(self.database.sibling())
+        return other
+
+    def open(self) -> None:
+        self.database.open()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
+        return self.database.transaction(read_only=read_only)
+
+    def run_together(self, operations: Sequence[Operation]) -> None:
+        places = {
+            operation.args[0]
+            for operation in operations
+            if operation.args and isinstance(operation.args[0], Place)
+        }
+        self._batch, self._changed = self._lock_and_read(places), set()
+        try:
+            super().run_together(operations)
+            self._write_changed()
+        finally:
+            self._batch = None
+
+    def sweep(self, limit: int) -> list[tuple[Place, Record]]:
+        statement = sa.select(records).where(_OVER).order_by(records.c.expires_at_ms).limit(limit)
+        if not self.database.is_sqlite:
+            statement = statement.with_for_update(skip_locked=True)
+        found = self.database.connection.execute(statement, {"now": self._clock()}).all()
+        swept = [(_place(row), _kept(row).record) for row in found]
+        if swept:
+            self._remove(place for place, _ in swept)
+        return swept
+
+    def _read(self, place: Place) -> Kept | None:
+        if self._batch is None:
+            return self._select((place,), for_update=False).get(place)
+        return self._batch.get(place)
+
+    def _write(self, place: Place, kept: Kept | None) -> None:
+        assert self._batch is not None, "outside a batch"
+        self._batch[place] = kept
+        self._changed.add(place)
+
+    def _lock_and_read(self, places: set[Place]) -> dict[Place, Kept | None]:
+        """The records at `places`, so that nobody else changes them before the commit.
+
+        SQLite has one writer anyhow. On PostgreSQL a row can only be locked if it is there, so
+        that an empty one is put where there is none; rows are locked in one order by everybody,
+        or two batches might wait for each other.
+        """
+        if not places:
+            return {}
+        ordered = sorted(places, key=lambda place: (place.bot_name, place.key))
+        if self.database.is_sqlite:
+            return dict(self._select(ordered, for_update=False))
+        self.database.connection.execute(
+            insert_if_absent(records, sqlite=False),
+            [_row(place, Kept(Record(), expires_at_ms=0)) for place in ordered],
+        )
+        return dict(self._select(ordered, for_update=True))
+
+    def _select(self, places: Sequence[Place], *, for_update: bool) -> dict[Place, Kept]:
+        statement = _READ
+        if for_update:
+            statement = statement.order_by(records.c.bot_name, records.c.key).with_for_update()
+        keys = [(place.bot_name, place.key) for place in places]
+        rows = self.database.connection.execute(statement, {"places": keys})
+        return {_place(row): _kept(row) for row in rows}
+
+    def _write_changed(self) -> None:
+        assert self._batch is not None
+        kept = {place: self._batch[place] for place in self._changed}
+        rows = [_row(place, one) for place, one in kept.items() if one is not None]
+        if rows:
+            self.database.connection.execute(upsert(records, sqlite=self.database.is_sqlite), rows)
+        removed = [place for place, one in kept.items() if one is None]
+        if not self.database.is_sqlite:
+            # The empty rows that were put to be locked, where nothing came of it.
+            removed += [
+                place
+                for place, one in self._batch.items()
+                if place not in kept and one is not None and one.expires_at_ms == 0
+            ]
+        if removed:
+            self._remove(removed)
+
+    def _remove(self, places: Iterable[Place]) -> None:
+        self.database.connection.execute(
+            sa.delete(records).where(
+                records.c.bot_name == sa.bindparam("bot"), records.c.key == sa.bindparam("key_")
+            ),
+            [{"bot": place.bot_name, "key_": place.key} for place in places],
+        )
+
+
+def _place(row: Any) -> Place:
+    return Place(row.bot_name, row.key)
+
+
+def _kept(row: Any) -> Kept:
+    fields = msgspec.msgpack.decode(row.fields, type=dict[bytes, bytes])
+    return Kept(Record(Step(row.flow, row.state), fields), row.expires_at_ms)
+
+
+def _row(place: Place, kept: Kept) -> dict[str, Any]:
+    return {
+        "bot_name": place.bot_name,
+        "key": place.key,
+        "flow": kept.record.step.flow,
+        "state": kept.record.step.state,
+        "fields": msgspec.msgpack.encode(kept.record.fields),
+        "expires_at_ms": kept.expires_at_ms,
+    }

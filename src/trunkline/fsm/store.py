@@ -1,0 +1,320 @@
+"""The fsm store: which step is this user at?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self
+
+import msgspec
+
+from trunkline.actors import sleep_ms
+from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.policy import require_positive_ms
+from trunkline.backends import Store, open_url
+from trunkline.backends.codec import Key, Unstorable, decode, decode_key, encode, encode_key
+from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
+from trunkline.fsm.records import WallClock, wall_clock_ms
+from trunkline.fsm.state import FSMState
+from trunkline.observe import Event
+
+__all__ = ("ConversationExpired", "FSMStore")
+
+#: Expired records that one call removes at most.
+_SWEEP_LIMIT = 500
+
+
+class ConversationExpired(Event, frozen=True, kw_only=True):
+    """An idle conversation has ended: its time to live is over, and it was removed."""
+
+    name: str = "expired"
+    bot_name: str
+    key: Any
+    #: What it was.
+    state: FSMState
+
+
+class FSMStore(Store[FSMAdapter]):
+    """States and data of conversations, by bot and key. A write that returned is on disk.
+
+    A key is opaque: a scalar or nested tuples of ints, strings and None; `(1, 2)` and `("1", "2")`
+    are different keys. `ChatUser` and the other strategies make keys out of updates.
+
+    Args:
+        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…` or `memory://`.
+        adapter: an adapter of your own, instead of a URL.
+        clock: tells milliseconds since 1970, for times to live in memory and SQL databases. Redis
+            and Valkey go by their own.
+        sweep_interval_ms: how often expired conversations are removed and told of as
+            `ConversationExpired`, in memory and SQL databases. Redis and Valkey do not tell.
+        name: stands in events, logs and errors.
+        **options: `call_timeout_ms`, `mailbox_size`, `max_batch`, `restart_policy`.
+
+    Raises:
+        ConfigurationError: a URL or option that can never work.
+        StoreUnavailable: out of `async with`, when the database cannot be reached.
+
+    Every method raises `StoreUnavailable` while the database is away, within `call_timeout_ms`, and
+    `ConfigurationError` for a bot that was not initialised, a key or a value that cannot be stored.
+
+    Source: ExGram.FSM.Storage.
+
+    Example:
+        >>> import anyio
+        >>> from trunkline import FSMState, FSMStore
+        >>> async def main() -> FSMState | None:
+        ...     async with FSMStore("memory://") as store:
+        ...         await store.init("shop_bot")
+        ...         await store.set_state("shop_bot", (42, 7), FSMState("get_name", "register"))
+        ...         await store.update_data("shop_bot", (42, 7), {"name": "Ada"})
+        ...         return await store.get_state("shop_bot", (42, 7))
+        >>> anyio.run(main)
+        FSMState(state='get_name', flow='register', data={'name': 'Ada'})
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        adapter: FSMAdapter | None = None,
+        clock: WallClock = wall_clock_ms,
+        sweep_interval_ms: int = 10_000,
+        name: str = "fsm",
+        **options: Any,
+    ) -> None:
+        super().__init__(_adapter(url, adapter, clock), name=name, **options)
+        self._clock = clock
+        self._sweep_interval_ms = require_positive_ms("sweep_interval_ms", sweep_interval_ms)
+        #: bot name → time to live of its conversations.
+        self._bots: dict[str, int | None] = {}
+
+    async def init(self, bot_name: str, *, ttl_ms: int | None = None) -> None:
+        """Make a bot known. Calling it again changes its options and nothing else.
+
+        Args:
+            bot_name: bots never see each other's keys.
+            ttl_ms: how long a conversation lives after its last change; for ever by default.
+        """
+        _text("bot_name", bot_name)
+        if not bot_name:
+            raise ConfigurationError("bot_name is empty")
+        self._bots[bot_name] = None if ttl_ms is None else require_positive_ms("ttl_ms", ttl_ms)
+
+    async def get_state(self, bot_name: str, key: Key) -> FSMState | None:
+        """State, flow and data; `None` where nothing is stored."""
+        place, _ = self._place(bot_name, key)
+        record = await self._read(FSMAdapter.load, place)
+        return None if record is None else _state(record)
+
+    async def set_state(self, bot_name: str, key: Key, state: FSMState | str | None) -> None:
+        """Store a whole `FSMState`; a string or `None` changes the state alone."""
+        place, ttl_ms = self._place(bot_name, key)
+        if isinstance(state, FSMState):
+            step = Step(_text("flow", state.flow), _text("state", state.state))
+            record = Record(step, _fields(key, state.data))
+            await self._write(place, FSMAdapter.save, place, record, ttl_ms)
+        else:
+            name = _text("state", state)
+            await self._write(place, FSMAdapter.set_state, place, name, ttl_ms)
+
+    async def get_data(self, bot_name: str, key: Key) -> dict[Any, Any] | None:
+        """The data; `None` where nothing is stored."""
+        state = await self.get_state(bot_name, key)
+        return None if state is None else state.data
+
+    async def set_data(self, bot_name: str, key: Key, data: Mapping[Any, Any]) -> None:
+        """Replace the data. Where nothing is stored, the state is `None`."""
+        place, ttl_ms = self._place(bot_name, key)
+        await self._write(place, FSMAdapter.set_data, place, _fields(key, data), ttl_ms)
+
+    async def update_data(self, bot_name: str, key: Key, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Merge `data` into the data, name by name; the data after it.
+
+        It is atomic, also among processes: of two updates at once, none is lost. Where nothing is
+        stored, the state is `None`.
+        """
+        place, ttl_ms = self._place(bot_name, key)
+        fields = _fields(key, data)
+        merged = await self._write(place, FSMAdapter.update_data, place, fields, ttl_ms)
+        return _data(merged)
+
+    async def clear(self, bot_name: str, key: Key) -> None:
+        """Remove state, flow and data. Where nothing is stored, it does nothing."""
+        place, _ = self._place(bot_name, key)
+        await self._write(place, FSMAdapter.clear, place)
+
+    async def compare_and_set(
+        self,
+        bot_name: str,
+        key: Key,
+        expected: FSMState,
+        state: FSMState,
+        *,
+        keep_data: bool = True,
+    ) -> FSMState | None:
+        """Change flow and state, if they still are what `expected` says; its data does not count.
+
+        Of two that expect the same at once, in one process or several, only one succeeds. What is
+        not stored has neither flow nor state.
+
+        Args:
+            bot_name: the bot.
+            key: the conversation.
+            expected: flow and state as they should be.
+            state: flow and state as they shall be.
+            keep_data: whether the data stays; if not, it becomes `state.data`.
+
+        Returns:
+            `None` if it was changed; else the flow and state that stand, unchanged.
+        """
+        place, ttl_ms = self._place(bot_name, key)
+        standing = await self._write(
+            place,
+            FSMAdapter.compare_and_set,
+            place,
+            Step(expected.flow, expected.state),
+            Step(_text("flow", state.flow), _text("state", state.state)),
+            None if keep_data else _fields(key, state.data),
+            ttl_ms,
+        )
+        return None if standing is None else FSMState(standing.state, standing.flow)
+
+    def lock(self, bot_name: str, key: Key) -> AbstractAsyncContextManager[None]:
+        """Hold a conversation: `async with store.lock(bot_name, key):`.
+
+        The events of one key come one after another, in the order of arrival; among processes too
+        on PostgreSQL, Redis and Valkey, in no particular order. A lock that nobody holds leaves no
+        trace. One that a cancelled task or a killed process held is free again: at once, on Redis
+        and Valkey among processes when its lease ends (10 seconds).
+        """
+        place, _ = self._place(bot_name, key)
+        return self._lock(place)
+
+    @asynccontextmanager
+    async def _lock(self, place: Place) -> AsyncGenerator[None, Any]:
+        async with self._hold(msgspec.json.encode([place.bot_name, place.key]).decode()):
+            yield
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        async with super().__asynccontextmanager__(), open_task_group() as task_group:
+            task_group.start_soon(self._sweep_forever, name=f"{self.name}: sweep")
+            try:
+                yield self
+            finally:
+                task_group.cancel_scope.cancel("the store is closing")
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await sleep_ms(self._clock, self._sweep_interval_ms)
+            if not any(self._bots.values()):
+                continue
+            try:
+                while await self._sweep() == _SWEEP_LIMIT:
+                    continue
+            except StoreUnavailable:
+                continue  # there will be another time
+
+    async def _sweep(self) -> int:
+        swept = await self._write(None, FSMAdapter.sweep, _SWEEP_LIMIT)
+        if self.events.subscribers:
+            for place, record in swept:
+                event = ConversationExpired(
+                    instance=self.name,
+                    bot_name=place.bot_name,
+                    key=decode_key(place.key),
+                    state=_state(record),
+                )
+                self.events.publish(event)
+        return len(swept)
+
+    def _place(self, bot_name: str, key: Key) -> tuple[Place, int | None]:
+        try:
+            ttl_ms = self._bots[bot_name]
+        except (KeyError, TypeError):
+            raise ConfigurationError(
+                f"bot {bot_name!r} was not initialised: await store.init({bot_name!r}) first"
+            ) from None
+        return Place(bot_name, encode_key(key)), ttl_ms
+
+
+def _adapter(url: str | None, adapter: FSMAdapter | None, clock: WallClock) -> FSMAdapter:
+    if adapter is not None:
+        if url is not None:
+            raise ConfigurationError("give a URL or an adapter, not both")
+        return adapter
+    if url is None:
+        raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
+    schemes = {
+        "memory": _open_memory,
+        "sqlite": _open_sql,
+        "postgresql": _open_sql,
+        "redis": _open_redis,
+        "rediss": _open_redis,
+        "valkey": _open_redis,
+        "unix": _open_redis,
+    }
+    return open_url(url, schemes, clock=clock)
+
+
+def _open_memory(_url: str, *, clock: WallClock) -> FSMAdapter:
+    from trunkline.fsm.memory import MemoryFSMAdapter
+
+    return MemoryFSMAdapter(clock)
+
+
+def _open_sql(url: str, *, clock: WallClock) -> FSMAdapter:
+    from trunkline.fsm.sql import SQLFSMAdapter
+
+    return SQLFSMAdapter(url, clock)
+
+
+def _open_redis(url: str, *, clock: WallClock) -> FSMAdapter:
+    from trunkline.fsm.redis import RedisFSMAdapter
+
+    return RedisFSMAdapter(url)
+
+
+def _text(name: str, value: object) -> Any:
+    """`value` if it is `None` or a string that every database can store."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is a str or None, not {value!r}")
+    if "\0" in value or not (value.isascii() or _is_unicode(value)):
+        raise ConfigurationError(f"{name} {value!r} is text that no database can store")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fields(key: Key, data: object) -> Fields:
+    """Every name and value of a map, encoded: refused before anything changes, and a copy."""
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(f"data of {key!r} is a map, not {type(data).__name__}")
+    fields = {}
+    for name, value in data.items():
+        try:
+            fields[encode(name)] = encode(value)
+        except Unstorable as error:
+            raise ConfigurationError(
+                f"data {name!r} of {key!r} cannot be stored: {error}"
+            ) from None
+    return fields
+
+
+def _data(fields: Fields) -> dict[Any, Any]:
+    return {decode(name): decode(value) for name, value in fields.items()}
+
+
+def _state(record: Record) -> FSMState:
+    return FSMState(record.step.state, record.step.flow, _data(record.fields))
