@@ -6,7 +6,7 @@ opened by `trunkline.backends.sql`.
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.store import Store
-from trunkline.backends.url import hide_password, open_url
+from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password
 from trunkline.backends.workers import ConnectionLost
 
-__all__ = ("Adapter", "ConnectionLost", "Store", "hide_password", "open_url")
+__all__ = ("REDIS_SCHEMES", "Adapter", "ConnectionLost", "Store", "choose_adapter", "hide_password")

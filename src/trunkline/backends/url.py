@@ -8,22 +8,37 @@ from urllib.parse import urlsplit, urlunsplit
 
 from trunkline.errors import ConfigurationError
 
-__all__ = ("hide_password", "open_url")
+__all__ = ("REDIS_SCHEMES", "choose_adapter", "hide_password")
 
 T = TypeVar("T")
 
+#: The schemes that the client of Redis and Valkey understands.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "valkey", "valkeys")
 
-def open_url(url: str, schemes: Mapping[str, Callable[..., T]], **options: Any) -> T:
-    """The adapter for `url`.
+
+def choose_adapter(
+    url: str | None,
+    adapter: T | None,
+    schemes: Mapping[str, Callable[..., T]],
+    **options: Any,
+) -> T:
+    """The adapter that was given, or the one for `url`.
 
     Args:
         url: `scheme://…`; `postgresql+psycopg://` counts as `postgresql://`.
+        adapter: an adapter instead.
         schemes: what makes an adapter out of a URL, by scheme.
-        **options: handed on.
+        **options: handed on to it.
 
     Raises:
-        ConfigurationError: no URL, an unknown scheme, or a missing extra.
+        ConfigurationError: both, neither, no URL, an unknown scheme, or a missing extra.
     """
+    if adapter is not None:
+        if url is not None:
+            raise ConfigurationError("give a URL or an adapter, not both")
+        return adapter
+    if url is None:
+        raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
     if not isinstance(url, str) or "://" not in url:
         raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {url!r}")
     scheme = url.partition("://")[0].partition("+")[0].lower()

@@ -11,8 +11,9 @@ import msgspec
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
 from trunkline.actors.policy import require_positive_ms
-from trunkline.backends import Store, open_url
+from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
 from trunkline.backends.codec import Key, Unstorable, decode, decode_key, encode, encode_key
+from trunkline.backends.text import text_problem
 from trunkline.errors import ConfigurationError, StoreUnavailable
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 from trunkline.fsm.records import WallClock, wall_clock_ms
@@ -83,7 +84,7 @@ class FSMStore(Store[FSMAdapter]):
         name: str = "fsm",
         **options: Any,
     ) -> None:
-        super().__init__(_adapter(url, adapter, clock), name=name, **options)
+        super().__init__(choose_adapter(url, adapter, _SCHEMES, clock=clock), name=name, **options)
         self._clock = clock
         self._sweep_interval_ms = require_positive_ms("sweep_interval_ms", sweep_interval_ms)
         #: bot name → time to live of its conversations.
@@ -241,25 +242,6 @@ class FSMStore(Store[FSMAdapter]):
         return Place(bot_name, encode_key(key)), ttl_ms
 
 
-def _adapter(url: str | None, adapter: FSMAdapter | None, clock: WallClock) -> FSMAdapter:
-    if adapter is not None:
-        if url is not None:
-            raise ConfigurationError("give a URL or an adapter, not both")
-        return adapter
-    if url is None:
-        raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
-    schemes = {
-        "memory": _open_memory,
-        "sqlite": _open_sql,
-        "postgresql": _open_sql,
-        "redis": _open_redis,
-        "rediss": _open_redis,
-        "valkey": _open_redis,
-        "unix": _open_redis,
-    }
-    return open_url(url, schemes, clock=clock)
-
-
 def _open_memory(_url: str, *, clock: WallClock) -> FSMAdapter:
     from trunkline.fsm.memory import MemoryFSMAdapter
 
@@ -278,23 +260,24 @@ def _open_redis(url: str, *, clock: WallClock) -> FSMAdapter:
     return RedisFSMAdapter(url)
 
 
+_SCHEMES = {
+    "memory": _open_memory,
+    "sqlite": _open_sql,
+    "postgresql": _open_sql,
+    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
+}
+
+
 def _text(name: str, value: object) -> Any:
     """`value` if it is `None` or a string that every database can store."""
     if value is None:
         return None
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} is a str or None, not {value!r}")
-    if "\0" in value or not (value.isascii() or _is_unicode(value)):
-        raise ConfigurationError(f"{name} {value!r} is text that no database can store")
+    problem = text_problem(value)
+    if problem is not None:
+        raise ConfigurationError(f"{name} {value!r} {problem}, and cannot be stored")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fields(key: Key, data: object) -> Fields:

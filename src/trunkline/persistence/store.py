@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
 import msgspec
 from msgspec.structs import replace
 
-from trunkline.backends import Store, open_url
+from trunkline.backends import Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
+from trunkline.backends.text import text_problem
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
 from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
 from trunkline.persistence.models import (
@@ -79,7 +80,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         **options: Any,
     ) -> None:
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
-        super().__init__(_adapter(url, adapter), name=name, **options)
+        super().__init__(choose_adapter(url, adapter, _SCHEMES), name=name, **options)
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -518,16 +519,6 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return replace(config, credentials=msgspec.json.decode(plain))
 
 
-def _adapter(url: str | None, adapter: PersistenceAdapter | None) -> PersistenceAdapter:
-    if adapter is not None:
-        if url is not None:
-            raise ConfigurationError("give a URL or an adapter, not both")
-        return adapter
-    if url is None:
-        raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
-    return open_url(url, {"memory": _open_memory, "sqlite": _open_sql, "postgresql": _open_sql})
-
-
 def _open_memory(_url: str) -> PersistenceAdapter:
     from trunkline.persistence.memory import MemoryPersistenceAdapter
 
@@ -540,6 +531,13 @@ def _open_sql(url: str) -> PersistenceAdapter:
     return SQLPersistenceAdapter(url)
 
 
+_SCHEMES = {
+    "memory": _open_memory,
+    "sqlite": _open_sql,
+    "postgresql": _open_sql,
+}
+
+
 def _model(kind: type[M], model: M) -> M:
     if not isinstance(model, kind):
         raise InvalidModel(f"expected a {kind.__name__}, not {type(model).__name__}")
@@ -550,12 +548,9 @@ def _id(name: str, value: object) -> str:
     """`value` if it can be an id at all; what cannot be one cannot be found either."""
     if not isinstance(value, str) or not value:
         raise InvalidModel(f"{name} is a non-empty str, not {value!r}")
-    if "\0" in value:
-        raise InvalidModel(f"{name} {value!r} has a NUL, which no database can store")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidModel(f"{name} {value!r} is no valid Unicode") from None
+    problem = text_problem(value)
+    if problem is not None:
+        raise InvalidModel(f"{name} {value!r} {problem}, and cannot be stored")
     return value
 
 

@@ -1,0 +1,8 @@
+"""Signal: the key families of the Signal protocol, with transactions."""
+
+from trunkline.signal.adapter import SignalAdapter
+from trunkline.signal.families import FAMILIES
+from trunkline.signal.store import SignalStore
+from trunkline.signal.transaction import SignalTransaction
+
+__all__ = ("FAMILIES", "SignalAdapter", "SignalStore", "SignalTransaction")

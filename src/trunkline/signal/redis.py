@@ -1,0 +1,145 @@
+"""Signal keys on Redis or Valkey: a hash a family, a commit one script."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Self
+
+from trunkline.backends.adapter import Operation
+from trunkline.backends.redis import LeaseLocks, RedisServer, ScriptCall
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
+
+__all__ = ("RedisSignalAdapter",)
+
+_PREFIX = "trunkline:{signal}"
+_FAMILIES = f"{_PREFIX}:families"
+
+# A value is kept behind the decimal digits of its version and a colon.
+
+#: KEYS: hashes of families, one for each of the ids in ARGV.
+_GET = """
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('HGET', key, ARGV[i]) end
+return found
+"""
+
+#: KEYS[1]: the set of families; KEYS[2]: the lock, or anything.
+#: ARGV: prefix, token of the lock or '', version, clear, number of expected, then triples family,
+#: id, version, then quadruples family, id, '1' to set or '0' to delete, value.
+_COMMIT = """
+local prefix, token, version, clear = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if token ~= '' and redis.call('GET', KEYS[2]) ~= token then return 0 end
+local i = 6
+for _ = 1, tonumber(ARGV[5]) do
+    local stored = redis.call('HGET', prefix .. ':' .. ARGV[i], ARGV[i + 1])
+    local standing = '0'
+    if stored then standing = string.match(stored, '^(%d+):') end
+    if standing ~= ARGV[i + 2] then return 0 end
+    i = i + 3
+end
+if clear == '1' then
+    for _, family in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+        redis.call('DEL', prefix .. ':' .. family)
+    end
+    redis.call('DEL', KEYS[1])
+end
+while i <= #ARGV do
+    local family, id = ARGV[i], ARGV[i + 1]
+    local key = prefix .. ':' .. family
+    if ARGV[i + 2] == '1' then
+        redis.call('SADD', KEYS[1], family)
+        redis.call('HSET', key, id, version .. ':' .. ARGV[i + 3])
+    else
+        redis.call('HDEL', key, id)
+    end
+    i = i + 4
+end
+return 1
+"""
+
+#: KEYS[1]: the set of families. ARGV[1]: prefix.
+_NAMES = """
+local names = {}
+for _, family in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    for _, id in ipairs(redis.call('HKEYS', ARGV[1] .. ':' .. family)) do
+        names[#names + 1] = family
+        names[#names + 1] = id
+    end
+end
+return names
+"""
+
+
+class RedisSignalAdapter(LeaseLocks, SignalAdapter):
+    """Entries in a hash a family; a commit checks the versions and the lease on the server.
+
+    Args:
+        url: `redis://…` or `valkey://…`.
+    """
+
+    lock_prefix = "trunkline:{signal}:lock"
+
+    def __init__(self, url: str) -> None:
+        self.server = RedisServer(url)
+
+    def sibling(self) -> Self:
+        other = object.__new__(type(self))
+        other.server = self.server.sibling()
+        return other
+
+    def open(self) -> None:
+        self.server.open()
+
+    def close(self) -> None:
+        self.server.close()
+
+    def run_together(self, operations: Sequence[Operation]) -> None:
+        """Every operation is a script of its own: one that fails has done nothing to the others."""
+        if any(one.method not in ("get", "commit") for one in operations):  # locks, names
+            super().run_together(operations)
+            return
+        calls = [(_get if one.method == "get" else self._commit)(one.args[0]) for one in operations]
+        results = self.server.call_all(calls)
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(result, Exception):
+                operation.error = result
+            elif operation.method == "get":
+                operation.value = _found(operation.args[0], result)
+            else:
+                operation.value = bool(result)
+
+    def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
+        return _found(names, self.server.call(_get(names)))
+
+    def commit(self, commit: Commit) -> bool:
+        return bool(self.server.call(self._commit(commit)))
+
+    def names(self) -> Sequence[KeyName]:
+        raw = self.server.call(ScriptCall(_NAMES, [_FAMILIES], [_PREFIX]))
+        parts = [part.decode() for part in raw]
+        return sorted(map(KeyName, parts[::2], parts[1::2]))
+
+    def _commit(self, commit: Commit) -> ScriptCall:
+        lock, token = commit.lease or ("", "")
+        arguments: list[Any] = [_PREFIX, token, commit.version, int(commit.clear)]
+        arguments.append(len(commit.expected))
+        for (family, entry_id), version in commit.expected.items():
+            arguments += [family, entry_id, version]
+        for (family, entry_id), value in commit.changes.items():
+            arguments += [family, entry_id, int(value is not None), value or b""]
+        return ScriptCall(_COMMIT, [_FAMILIES, f"{self.lock_prefix}:{lock}"], arguments)
+
+
+def _get(names: Collection[KeyName]) -> ScriptCall:
+    return ScriptCall(
+        _GET, [f"{_PREFIX}:{name.family}" for name in names], [name.id for name in names]
+    )
+
+
+def _found(names: Collection[KeyName], raw: Sequence[bytes | None]) -> dict[KeyName, Versioned]:
+    found = {}
+    for name, stored in zip(names, raw, strict=True):
+        if stored is not None:
+            version, _, value = stored.partition(b":")
+            found[name] = Versioned(int(version), value)
+    return found

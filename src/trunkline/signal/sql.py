@@ -1,0 +1,119 @@
+"""Signal keys in a SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from trunkline.backends.adapter import Operation
+from trunkline.backends.sql import AdvisoryLocks, Database, upsert
+from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
+
+__all__ = ("SQLSignalAdapter",)
+
+_metadata = sa.MetaData()
+
+entries = sa.Table(
+    "trunkline_signal",
+    _metadata,
+    sa.Column("family", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+
+def _create(connection: sa.Connection) -> None:
+    _metadata.create_all(connection)
+
+
+MIGRATIONS = (_create,)
+
+_NAME = sa.tuple_(entries.c.family, entries.c.id)
+_READ = sa.select(entries).where(_NAME.in_(sa.bindparam("names", expanding=True)))
+_DELETE = sa.delete(entries).where(
+    entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
+)
+
+#: SQLite takes so many parameters a statement at least; a name is two.
+_NAMES_A_STATEMENT = 400
+
+#: Any number, the same in every trunkline: commits among processes go one after another, since
+#: an entry that is not there cannot be locked.
+_COMMIT_LOCK = 7_446_822
+
+
+class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
+    """Entries in a table, each with its version.
+
+    Args:
+        url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._adopt(Database(url, component="signal", migrations=MIGRATIONS))
+
+    def _adopt(self, database: Database) -> None:
+        self.database = database
+        self.readers = 0 if database.is_memory else 1
+        self._adopt_locks()
+
+    def sibling(self) -> Self:
+        other = object.__new__(type(self))
+        other._adopt(self.database.sibling())
+        return other
+
+    def open(self) -> None:
+        self.database.open()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
+        return self.database.transaction(read_only=read_only)
+
+    def run_together(self, operations: Sequence[Operation]) -> None:
+        if not self.database.is_sqlite and any(one.method == "commit" for one in operations):
+            statement = sa.text("SELECT pg_advisory_xact_lock(:key)")
+            self.database.connection.execute(statement, {"key": _COMMIT_LOCK})
+        super().run_together(operations)
+
+    def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
+        found = {}
+        wanted = list(names)
+        for start in range(0, len(wanted), _NAMES_A_STATEMENT):
+            part = [tuple(name) for name in wanted[start : start + _NAMES_A_STATEMENT]]
+            for row in self.database.connection.execute(_READ, {"names": part}):
+                found[KeyName(row.family, row.id)] = Versioned(row.version, bytes(row.value))
+        return found
+
+    def commit(self, commit: Commit) -> bool:
+        if commit.expected:
+            standing = self.get(commit.expected)
+            for name, version in commit.expected.items():
+                entry = standing.get(name)
+                if (ABSENT if entry is None else entry.version) != version:
+                    return False
+        connection = self.database.connection
+        if commit.clear:
+            connection.execute(sa.delete(entries))
+        rows: list[dict[str, Any]] = []
+        deleted: list[dict[str, str]] = []
+        for (family, entry_id), value in commit.changes.items():
+            if value is None:
+                deleted.append({"family_": family, "id_": entry_id})
+            else:
+                row = {"family": family, "id": entry_id}
+                rows.append({**row, "version": commit.version, "value": value})
+        if rows:
+            connection.execute(upsert(entries, sqlite=self.database.is_sqlite), rows)
+        if deleted and not commit.clear:
+            connection.execute(_DELETE, deleted)
+        return True
+
+    def names(self) -> Sequence[KeyName]:
+        statement = sa.select(entries.c.family, entries.c.id)
+        return sorted(KeyName(*row) for row in self.database.connection.execute(statement))

@@ -1,0 +1,326 @@
+"""The signal store: which keys encrypt this chat?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import anyio
+
+from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
+from trunkline.backends.cipher import Cipher, EncryptionKey
+from trunkline.backends.codec import Unstorable, decode, encode
+from trunkline.backends.locks import Lease
+from trunkline.backends.text import text_problem
+from trunkline.errors import ConfigurationError, TransactionConflict
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter
+from trunkline.signal.families import FAMILIES
+from trunkline.signal.transaction import SignalTransaction
+
+__all__ = ("SignalStore",)
+
+R = TypeVar("R")
+
+#: store → the transaction that is under way in this task.
+_running: ContextVar[Mapping[int, SignalTransaction]] = ContextVar("trunkline_signal", default={})  # noqa: B039
+
+#: The first byte of a stored value.
+_PLAIN, _ENCRYPTED = b"\0", b"\1"
+
+
+class SignalStore(Store[SignalAdapter]):
+    """Key families of the Signal protocol, with transactions. A write that returned is on disk.
+
+    Args:
+        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…` or `memory://`.
+        adapter: an adapter of your own, instead of a URL.
+        encryption_key: a Fernet key, or several, with which values are encrypted at rest: the
+            first encrypts, all decrypt.
+        families: families to allow beside the ten of the protocol.
+        name: stands in events, logs and errors.
+        **options: `call_timeout_ms`, `mailbox_size`, `max_batch`, `restart_policy`.
+
+    Raises:
+        ConfigurationError: a URL, key or option that can never work.
+        StoreUnavailable: out of `async with`, when the database cannot be reached.
+
+    Values are bytes, lists, maps, key pairs, whatever msgpack holds, and come back with the same
+    types. They never appear in a repr, a log, an event or an error. Every method raises
+    `StoreUnavailable` while the database is away, within `call_timeout_ms`.
+
+    Source: BaileysEx.Signal.Store, after the `keys` of Baileys. New is that two transactions which
+    touch the same entries under different keys cannot silently undo one another.
+
+    Example:
+        >>> import anyio
+        >>> from trunkline import SignalStore
+        >>> async def main() -> dict[str, bytes]:
+        ...     async with SignalStore("memory://") as store:
+        ...         async with store.transaction("alice") as tx:
+        ...             await tx.set({"session": {"alice.0": b"ratchet"}, "pre-key": {"7": None}})
+        ...         return await store.get("session", ["alice.0", "bob.0"])
+        >>> anyio.run(main)
+        {'alice.0': b'ratchet'}
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        adapter: SignalAdapter | None = None,
+        encryption_key: EncryptionKey | None = None,
+        families: Iterable[str] = (),
+        name: str = "signal",
+        **options: Any,
+    ) -> None:
+        super().__init__(choose_adapter(url, adapter, _SCHEMES), name=name, **options)
+        self._codec = _Codec(
+            FAMILIES | frozenset(families),
+            None if encryption_key is None else Cipher(encryption_key),
+        )
+
+    async def get(self, family: str, ids: Iterable[str]) -> dict[str, Any]:
+        """The values of `ids` in a family; absent ones are left out.
+
+        Raises:
+            ConfigurationError: an unknown family, an id that is no string, or a value that cannot
+                be decrypted with this key.
+        """
+        names = self._codec.names(family, ids)
+        if not names:
+            return {}
+        found = await self._read(SignalAdapter.get, names)
+        return {
+            name.id: self._codec.decode(name, found[name].value) for name in names if name in found
+        }
+
+    async def set(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store `{family: {id: value}}`; a value of `None` deletes. All of it or nothing.
+
+        Raises:
+            ConfigurationError: an unknown family, an id that is no string, or a value that cannot
+                be stored; nothing was changed.
+        """
+        changes = self._codec.changes(data)
+        if changes:
+            await self._commit(Commit(changes, _new_version()))
+
+    async def clear(self) -> None:
+        """Delete everything."""
+        await self._commit(Commit({}, _new_version(), clear=True))
+
+    def transaction(self, key: str) -> AbstractAsyncContextManager[SignalTransaction]:
+        """A transaction: `async with store.transaction(key) as tx:`.
+
+        It commits on leaving, and rolls back on an exception or a cancellation. Transactions on
+        one key run one after another, in the order of arrival; among processes too on PostgreSQL,
+        Redis and Valkey. One that is begun inside another joins it, whatever its key.
+
+        Raises:
+            TransactionConflict: on leaving: something that it has touched was changed meanwhile by
+                another, under a different key or without a transaction; or its lock has ended.
+                Nothing of it is stored. `transact` runs a function again.
+            ConfigurationError: `key` is no string.
+        """
+        return self._transaction(_id("the key of a transaction", key))
+
+    async def transact(
+        self,
+        key: str,
+        function: Callable[[SignalTransaction], Awaitable[R]],
+        *,
+        retries: int = 8,
+    ) -> R:
+        """Run `function` in a transaction, and again on a conflict; what it returned.
+
+        Args:
+            key: as in `transaction`.
+            function: takes the transaction. It may run several times, and so should have no
+                effects but those on the store.
+            retries: how often it is run again.
+
+        Raises:
+            TransactionConflict: the last attempt met one as well.
+            Exception: whatever `function` raised.
+        """
+        for attempt in range(retries + 1):
+            try:
+                async with self.transaction(key) as tx:
+                    return await function(tx)
+            except TransactionConflict:
+                # Inside an outer transaction the conflict is for that one to deal with.
+                if attempt == retries or self.in_transaction:
+                    raise
+            await anyio.sleep(random.uniform(0, 0.002 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction of this store is under way in this task."""
+        return self._current() is not None
+
+    @staticmethod
+    def wrap_running(
+        handle: SignalStore | SignalTransaction | None,
+    ) -> SignalStore | SignalTransaction | None:
+        """A running store or transaction, for code that takes either; `None` for `None`.
+
+        Raises:
+            ConfigurationError: it is neither.
+        """
+        if handle is None or isinstance(handle, SignalStore | SignalTransaction):
+            return handle
+        wrapped = getattr(handle, "signal", None)  # a Trunkline
+        if isinstance(wrapped, SignalStore):
+            return wrapped
+        raise ConfigurationError(f"{type(handle).__name__} is no running signal store")
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _transaction(self, key: str) -> AsyncGenerator[SignalTransaction, Any]:
+        outer = self._current()
+        if outer is not None:
+            yield outer
+            return
+        async with self._hold(f"transaction:{key}") as lease:
+            tx = SignalTransaction(key, self._read_versions, self._codec)
+            token = _running.set({**_running.get(), id(self): tx})
+            try:
+                yield tx
+            finally:
+                tx.is_open = False
+                _running.reset(token)
+            if tx.has_changes():
+                # Once it is begun a commit is not torn: whoever is cancelled meanwhile hears of
+                # it afterwards.
+                with anyio.CancelScope(shield=True):
+                    await self._commit_transaction(tx, lease)
+
+    async def _commit_transaction(self, tx: SignalTransaction, lease: Lease | None) -> None:
+        changes, expected, clear = tx.outcome()
+        held = None if lease is None else (lease.key, lease.token)
+        if lease is not None:
+            await self._require_held(lease)
+        await self._commit(Commit(changes, _new_version(), expected, clear, held))
+
+    async def _require_held(self, lease: Lease) -> None:
+        if lease.lost or not await self._ask_locker(
+            self._adapter.renew_lock, lease.key, lease.token
+        ):
+            raise TransactionConflict(
+                "the lock of this transaction has ended before its commit; nothing was stored"
+            )
+
+    async def _commit(self, commit: Commit) -> None:
+        if not await self._write(None, SignalAdapter.commit, commit):
+            raise TransactionConflict(
+                "another transaction has changed what this one has touched; nothing was stored"
+            )
+
+    async def _read_versions(self, names: Any) -> Any:
+        return await self._read(SignalAdapter.get, names)
+
+    def _current(self) -> SignalTransaction | None:
+        tx = _running.get().get(id(self))
+        # A task that was started inside a transaction may outlive it.
+        return tx if tx is not None and tx.is_open else None
+
+
+class _Codec:
+    """Names and values as a database keeps them."""
+
+    def __init__(self, families: frozenset[str], cipher: Cipher | None) -> None:
+        self._families = families
+        self._cipher = cipher
+
+    def names(self, family: str, ids: Iterable[str]) -> list[KeyName]:
+        self._check_family(family)
+        if isinstance(ids, str | bytes):
+            raise ConfigurationError(f"ids of {family} are a list of strings, not one string")
+        return [KeyName(family, _id(f"an id of {family}", one)) for one in dict.fromkeys(ids)]
+
+    def changes(self, data: Mapping[str, Mapping[str, Any]]) -> dict[KeyName, bytes | None]:
+        if not isinstance(data, Mapping):
+            raise ConfigurationError(f"set() takes a map, not {type(data).__name__}")
+        changes: dict[KeyName, bytes | None] = {}
+        for family, values in data.items():
+            self._check_family(family)
+            if not isinstance(values, Mapping):
+                raise ConfigurationError(
+                    f"{family} takes a map of values by id, not {type(values).__name__}"
+                )
+            for entry_id, value in values.items():
+                name = KeyName(family, _id(f"an id of {family}", entry_id))
+                changes[name] = None if value is None else self._encode(name, value)
+        return changes
+
+    def decode(self, name: KeyName, encoded: bytes) -> Any:
+        mark, payload = encoded[:1], encoded[1:]
+        if mark == _PLAIN:
+            return decode(payload)
+        what = f"{name.family} {name.id!r}"
+        if self._cipher is None:
+            raise ConfigurationError(f"{what} is encrypted: give encryption_key=")
+        return decode(self._cipher.decrypt(payload.decode(), what))
+
+    def _encode(self, name: KeyName, value: object) -> bytes:
+        try:
+            plain = encode(value)
+        except Unstorable as error:
+            raise ConfigurationError(
+                f"{name.family} {name.id!r} cannot be stored: {error}"
+            ) from None
+        if self._cipher is None:
+            return _PLAIN + plain
+        return _ENCRYPTED + self._cipher.encrypt(plain).encode()
+
+    def _check_family(self, family: object) -> None:
+        if family not in self._families:
+            raise ConfigurationError(
+                f"unknown family {family!r}: known are {', '.join(sorted(self._families))};"
+                " others are given as families="
+            )
+
+
+def _open_memory(_url: str) -> SignalAdapter:
+    from trunkline.signal.memory import MemorySignalAdapter
+
+    return MemorySignalAdapter()
+
+
+def _open_sql(url: str) -> SignalAdapter:
+    from trunkline.signal.sql import SQLSignalAdapter
+
+    return SQLSignalAdapter(url)
+
+
+def _open_redis(url: str) -> SignalAdapter:
+    from trunkline.signal.redis import RedisSignalAdapter
+
+    return RedisSignalAdapter(url)
+
+
+_SCHEMES = {
+    "memory": _open_memory,
+    "sqlite": _open_sql,
+    "postgresql": _open_sql,
+    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
+}
+
+
+def _id(what: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{what} is a non-empty str, not {type(value).__name__}")
+    problem = text_problem(value)
+    if problem is not None:
+        raise ConfigurationError(f"{what} {problem}, and cannot be stored: {value!r}")
+    return value
+
+
+def _new_version() -> int:
+    """A version that no other change has: versions are only compared for being the same."""
+    return random.getrandbits(62) + 1
