@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trunkline.fsm import FSMState, FSMStore
+    from trunkline.persistence import PersistenceStore
     from trunkline.routing import (
         PruneResult,
         Resolution,
@@ -18,25 +20,34 @@ if TYPE_CHECKING:
         SessionKey,
         SessionRouter,
     )
+    from trunkline.signal import SignalStore
 
 __version__ = "0.1.0"
 
 __all__ = (
+    "FSMState",
+    "FSMStore",
+    "PersistenceStore",
     "PruneResult",
     "Resolution",
     "Route",
     "RouteRecord",
     "SessionKey",
     "SessionRouter",
+    "SignalStore",
 )
 
 _HOME = {
+    "FSMState": "trunkline.fsm",
+    "FSMStore": "trunkline.fsm",
+    "PersistenceStore": "trunkline.persistence",
     "PruneResult": "trunkline.routing",
     "Resolution": "trunkline.routing",
     "Route": "trunkline.routing",
     "RouteRecord": "trunkline.routing",
     "SessionKey": "trunkline.routing",
     "SessionRouter": "trunkline.routing",
+    "SignalStore": "trunkline.signal",
 }
 
 

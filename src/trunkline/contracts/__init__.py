@@ -1,0 +1,1 @@
+"""Contract suites: pytest classes that run on any adapter. Import them from `trunkline.testing`."""

@@ -1,0 +1,137 @@
+"""Key strategies: which conversation an update belongs to.
+
+They read updates of aiogram, of python-telegram-bot, and plain dictionaries of the Telegram Bot
+API, by attribute or key, and import none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ("Chat", "ChatTopic", "ChatTopicUser", "ChatUser", "KeyStrategy", "User")
+
+#: The parts of an update that tell who speaks where.
+_EVENTS = (
+    "message",
+    "edited_message",
+    "channel_post",
+    "edited_channel_post",
+    "business_message",
+    "edited_business_message",
+    "guest_message",
+    "callback_query",
+    "inline_query",
+    "chosen_inline_result",
+    "shipping_query",
+    "pre_checkout_query",
+    "purchased_paid_media",
+    "poll_answer",
+    "message_reaction",
+    "message_reaction_count",
+    "my_chat_member",
+    "chat_member",
+    "chat_join_request",
+    "chat_boost",
+    "removed_chat_boost",
+    "business_connection",
+    "deleted_business_messages",
+)
+
+
+class KeyStrategy(Protocol):
+    """Makes the key of a conversation out of an update."""
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        """The key; `None` if the update lacks what the strategy needs."""
+
+
+class ChatUser:
+    """One conversation a user in each chat: `(chat_id, user_id)`; chat 0 where there is none."""
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        where = _where(update)
+        return None if where.user_id is None else (where.chat_id or 0, where.user_id)
+
+
+class User:
+    """One conversation a user, wherever they are: `(user_id,)`."""
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        where = _where(update)
+        return None if where.user_id is None else (where.user_id,)
+
+
+class Chat:
+    """One conversation a chat, shared by all in it: `(chat_id,)`."""
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        where = _where(update)
+        return None if where.chat_id is None else (where.chat_id,)
+
+
+class ChatTopic:
+    """One conversation a topic of a forum: `(chat_id, thread_id)`; thread 0 where there is none."""
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        where = _where(update)
+        return None if where.chat_id is None else (where.chat_id, where.thread_id or 0)
+
+
+class ChatTopicUser:
+    """One conversation a user in each topic: `(chat_id, thread_id, user_id)`.
+
+    Chat and thread are 0 where there is none.
+    """
+
+    @staticmethod
+    def extract(update: object) -> tuple[int, ...] | None:
+        where = _where(update)
+        if where.user_id is None:
+            return None
+        return (where.chat_id or 0, where.thread_id or 0, where.user_id)
+
+
+class _Where(NamedTuple):
+    chat_id: int | None = None
+    thread_id: int | None = None
+    user_id: int | None = None
+
+
+def _where(update: object) -> _Where:
+    """Chat, thread and user of an update, or of the event inside it."""
+    event = next((part for name in _EVENTS if (part := _part(update, name)) is not None), None)
+    if event is None or _part(update, "chat") is not None:
+        # A message with a pinned or replied message in it, not an update.
+        event = update
+    # A callback query has its chat and thread in the message whose button was pressed.
+    message = _part(event, "message")
+    place = event if _part(event, "chat") is not None or message is None else message
+    user = _part(event, "from_user") or _part(event, "from") or _part(event, "user")
+    return _Where(
+        _number(_part(_part(place, "chat"), "id") or _part(event, "user_chat_id")),
+        _number(_thread(place)),
+        _number(_part(user, "id")),
+    )
+
+
+def _thread(message: object) -> object:
+    """The forum topic of a message. Replies in plain groups have a thread id that is no topic."""
+    thread_id = _part(message, "message_thread_id")
+    is_topic = _part(message, "is_topic_message")
+    return None if is_topic is False else thread_id
+
+
+def _part(thing: object, name: str) -> Any:
+    if isinstance(thing, Mapping):
+        return thing.get(name)
+    return getattr(thing, name, None)
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
