@@ -1,6 +1,6 @@
 """Persistence: rooms, participants, threads, messages, and how they are bound together."""
 
-from trunkline.persistence.adapter import DirectoryQuery, PersistenceAdapter
+from trunkline.persistence.adapter import DirectoryQuery, Inbound, PersistenceAdapter
 from trunkline.persistence.models import (
     BridgeConfig,
     IngressSubscription,
@@ -17,6 +17,7 @@ from trunkline.persistence.store import PersistenceStore
 __all__ = (
     "BridgeConfig",
     "DirectoryQuery",
+    "Inbound",
     "IngressSubscription",
     "Message",
     "OnboardingFlow",

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from trunkline.backends import Adapter
+from trunkline.errors import NotFound
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
     IngressSubscription,
     Message,
+    Model,
     OnboardingFlow,
     Participant,
     Room,
@@ -22,7 +25,20 @@ from trunkline.persistence.models import (
     Thread,
 )
 
-__all__ = ("DirectoryQuery", "DirectoryTarget", "PersistenceAdapter")
+__all__ = ("KINDS", "DirectoryQuery", "DirectoryTarget", "Inbound", "PersistenceAdapter")
+
+#: What a store holds, by the name under which it is counted; those that others refer to first.
+KINDS = {
+    "rooms": Room,
+    "participants": Participant,
+    "threads": Thread,
+    "messages": Message,
+    "room_bindings": RoomBinding,
+    "onboarding_flows": OnboardingFlow,
+    "bridge_configs": BridgeConfig,
+    "routing_policies": RoutingPolicy,
+    "ingress_subscriptions": IngressSubscription,
+}
 
 DirectoryTarget: TypeAlias = Literal["participant", "room"]
 
@@ -37,6 +53,16 @@ class DirectoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel: str | None = None
     bridge_id: str | None = None
     external_id: str | None = None
+
+
+class Inbound(msgspec.Struct, frozen=True):
+    """A message that came in, with the room and the participant it came from."""
+
+    room: Room
+    participant: Participant | None
+    message: Message
+    #: Whether the message was stored before, under the same id.
+    duplicate: bool = False
 
 
 class PersistenceAdapter(Adapter, ABC):
@@ -247,3 +273,48 @@ class PersistenceAdapter(Adapter, ABC):
     @abstractmethod
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
         """Raises `NotFound`."""
+
+    # -- as a whole ------------------------------------------------------------------------------
+
+    def save_inbound(self, inbound: Inbound, binding: RoomBinding, channel: str) -> Inbound:
+        """Store a message with its room and participant, together or not at all.
+
+        The room is the one that `binding`'s external room is bound to, else `inbound.room`, bound;
+        the participant likewise by its external id on `channel`. A message that is there already
+        under its id is left as it is, and given with `duplicate`.
+        """
+        room = self.get_or_create_room_by_external_binding(inbound.room, binding)
+        participant = inbound.participant
+        if participant is not None:
+            external_id = str(participant.external_ids[channel])
+            participant = self.get_or_create_participant_by_external_id(
+                channel, external_id, participant
+            )
+        try:
+            stored = self.get_message(inbound.message.id)
+        except NotFound:
+            message = replace(
+                inbound.message,
+                room_id=room.id,
+                sender_id=None if participant is None else participant.id,
+            )
+            return Inbound(room, participant, self.save_message(message))
+        return Inbound(room, participant, stored, duplicate=True)
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """How many there are of each of `KINDS`."""
+
+    @abstractmethod
+    def scan(
+        self, kind: str, limit: int, after: str | None, newest_first: bool
+    ) -> list[tuple[str, Model | OnboardingFlow]]:
+        """Up to `limit` of one of `KINDS`, each with its id, in the order of ids.
+
+        Args:
+            kind: a name in `KINDS`.
+            limit: how many at most.
+            after: only those behind this id, in the order of the scan. The id of a policy is its
+                room's; of a subscription, `bridge_id` and `subscription_id` with a NUL between.
+            newest_first: backwards.
+        """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable
 from copy import deepcopy
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from msgspec.structs import replace
 
 from trunkline.errors import AlreadyBound, NotFound
-from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.adapter import KINDS, DirectoryQuery, DirectoryTarget, PersistenceAdapter
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -304,6 +304,35 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         key = (bridge_id, subscription_id or "")
         _get(self._subscriptions, key, "ingress subscription")
         del self._subscriptions[key]
+
+    # -- as a whole ------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        return {kind: len(self._of_kind(kind)) for kind in KINDS}
+
+    def scan(
+        self, kind: str, limit: int, after: str | None, newest_first: bool
+    ) -> list[tuple[str, Model | OnboardingFlow]]:
+        found = self._of_kind(kind)
+        ids = sorted(found, reverse=newest_first)
+        if after is not None:
+            ids = [one for one in ids if (one < after if newest_first else one > after)]
+        return [(one, deepcopy(found[one])) for one in ids[:limit]]
+
+    def _of_kind(self, kind: str) -> dict[str, Any]:
+        shelves: dict[str, _Shelf[Any]] = {
+            "rooms": self._rooms,
+            "participants": self._participants,
+            "threads": self._threads,
+            "messages": self._messages,
+            "room_bindings": self._bindings,
+            "bridge_configs": self._bridges,
+        }
+        if kind in shelves:
+            return {model.id: model for model in shelves[kind].sorted()}
+        if kind == "ingress_subscriptions":
+            return {"\0".join(key): one for key, one in self._subscriptions.items()}
+        return dict(self._onboardings if kind == "onboarding_flows" else self._policies)
 
     def _require_room(self, room_id: str) -> None:
         if self._rooms.peek(room_id) is None:

@@ -15,7 +15,13 @@ from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends.sql import Database, insert_if_absent, upsert
 from trunkline.errors import AlreadyBound, NotFound
-from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.adapter import (
+    KINDS,
+    DirectoryQuery,
+    DirectoryTarget,
+    Inbound,
+    PersistenceAdapter,
+)
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -443,6 +449,37 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             f"bridge {bridge_id!r} has no subscription {subscription_id!r}",
         )
 
+    # -- as a whole ------------------------------------------------------------------------------
+
+    def save_inbound(self, inbound: Inbound, binding: RoomBinding, channel: str) -> Inbound:
+        if not self.database.is_sqlite:
+            # Two processes may be given the same message at once; the second waits for the first.
+            lock = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))")
+            self._execute(lock, {"id": inbound.message.id})
+        return super().save_inbound(inbound, binding, channel)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            kind: self._execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for kind, table in _TABLES.items()
+        }
+
+    def scan(
+        self, kind: str, limit: int, after: str | None, newest_first: bool
+    ) -> list[tuple[str, Model | OnboardingFlow]]:
+        table = _TABLES[kind]
+        columns = list(table.primary_key)
+        order = [column.desc() if newest_first else column for column in columns]
+        statement = sa.select(*columns, table.c.document).order_by(*order).limit(limit)
+        if after is not None:
+            place = sa.tuple_(*columns)
+            last = sa.tuple_(*(sa.literal(part) for part in after.split("\0")))
+            statement = statement.where(place < last if newest_first else place > last)
+        rows = self._execute(statement).all()
+        return [
+            ("\0".join(row[:-1]), msgspec.json.decode(row[-1], type=KINDS[kind])) for row in rows
+        ]
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _execute(self, statement: Any, parameters: Any = None) -> sa.CursorResult[Any]:
@@ -539,6 +576,19 @@ _PARTICIPANT_BY_EXTERNAL_ID = (
 _INSTANT = sa.select(messages.c.inserted_at_us).where(
     messages.c.id == sa.bindparam("id"), messages.c.room_id == sa.bindparam("room_id")
 )
+
+
+_TABLES = {
+    "rooms": rooms,
+    "participants": participants,
+    "threads": threads,
+    "messages": messages,
+    "room_bindings": room_bindings,
+    "onboarding_flows": onboarding_flows,
+    "bridge_configs": bridge_configs,
+    "routing_policies": routing_policies,
+    "ingress_subscriptions": ingress_subscriptions,
+}
 
 
 def _directory(table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:

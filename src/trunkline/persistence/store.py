@@ -13,7 +13,13 @@ from trunkline.backends import Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.text import text_problem
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
-from trunkline.persistence.adapter import DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.adapter import (
+    KINDS,
+    DirectoryQuery,
+    DirectoryTarget,
+    Inbound,
+    PersistenceAdapter,
+)
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -498,6 +504,56 @@ class PersistenceStore(Store[PersistenceAdapter]):
             _id("bridge_id", bridge_id),
             _optional("subscription_id", subscription_id),
         )
+
+    # -- as a whole ------------------------------------------------------------------------------
+
+    async def save_inbound(
+        self, room: Room, participant: Participant | None, message: Message, binding: RoomBinding
+    ) -> Inbound:
+        """Store a message that came in with its room and participant, together or not at all.
+
+        Args:
+            room: made and bound by `binding`, unless that external room is bound already.
+            participant: made, unless one with its external id on the binding's channel is there.
+            message: stored unless one is there under its id; its room and sender are set.
+            binding: the external room that the message came from.
+
+        Returns:
+            What is stored; with `duplicate` if the message was there before.
+        """
+        inbound = Inbound(
+            _model(Room, room),
+            None if participant is None else _model(Participant, participant),
+            _model(Message, message),
+        )
+        binding = _model(RoomBinding, binding)
+        order_by = (binding.channel, binding.bridge_id, str(binding.external_room_id))
+        return await self._write(
+            order_by, PersistenceAdapter.save_inbound, inbound, binding, binding.channel
+        )
+
+    async def counts(self) -> dict[str, int]:
+        """How many rooms, participants, threads, messages and so on the store holds."""
+        return await self._read(PersistenceAdapter.counts)
+
+    async def scan(
+        self, kind: str, *, limit: int = 1_000, after: str | None = None, newest_first: bool = False
+    ) -> list[tuple[str, Model | OnboardingFlow]]:
+        """Everything of one kind, a page at a time, in the order of ids.
+
+        Args:
+            kind: a name that `counts` gives.
+            limit: 1 to 1,000.
+            after: the last id of the page before.
+            newest_first: backwards.
+        """
+        if kind not in KINDS:
+            raise ConfigurationError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+        page = await self._read(PersistenceAdapter.scan, kind, _limit(limit), after, newest_first)
+        return [
+            (one, self._decrypted(model) if isinstance(model, BridgeConfig) else model)
+            for one, model in page
+        ]
 
     # -- inside ----------------------------------------------------------------------------------
 
