@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trunkline.fsm import FSMState, FSMStore
+    from trunkline.line import Trunkline
     from trunkline.persistence import PersistenceStore
     from trunkline.routing import (
         PruneResult,
@@ -35,6 +36,7 @@ __all__ = (
     "SessionKey",
     "SessionRouter",
     "SignalStore",
+    "Trunkline",
 )
 
 _HOME = {
@@ -48,6 +50,7 @@ _HOME = {
     "SessionKey": "trunkline.routing",
     "SessionRouter": "trunkline.routing",
     "SignalStore": "trunkline.signal",
+    "Trunkline": "trunkline.line",
 }
 
 

@@ -5,8 +5,17 @@ opened by `trunkline.backends.sql`.
 """
 
 from trunkline.backends.adapter import Adapter
-from trunkline.backends.store import Store
+from trunkline.backends.store import Store, StoreStats
 from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password
-from trunkline.backends.workers import ConnectionLost
+from trunkline.backends.workers import Conflict, ConnectionLost
 
-__all__ = ("REDIS_SCHEMES", "Adapter", "ConnectionLost", "Store", "choose_adapter", "hide_password")
+__all__ = (
+    "REDIS_SCHEMES",
+    "Adapter",
+    "Conflict",
+    "ConnectionLost",
+    "Store",
+    "StoreStats",
+    "choose_adapter",
+    "hide_password",
+)

@@ -85,19 +85,35 @@ class Adapter:
     def run_together(self, operations: Sequence[Operation]) -> None:
         """Run a batch inside a transaction, in its order; `operation.value` takes each result.
 
+        What is raised is raised for the whole batch, which is then rolled back and run again one
+        by one. An operation that failed and changed nothing can have its `error` set instead.
+
         The default runs one after another, and neighbours of one kind through `bulk`. Override it
         where a database can do better, as a Redis pipeline does.
         """
         for method, group in groupby(operations, key=attrgetter("method")):
             neighbours = list(group)
             bulk = self.bulk.get(method)
-            if bulk is None or len(neighbours) == 1:
+            if bulk is None or len(neighbours) == 1 or not self._rolls_back:
                 for operation in neighbours:
-                    operation.value = operation.run(self)
+                    self._run_one(operation)
             else:
                 values = getattr(self, bulk)([one.args[0] for one in neighbours])
                 for operation, value in zip(neighbours, values, strict=True):
                     operation.value = value
+
+    @property
+    def _rolls_back(self) -> bool:
+        return type(self).transaction is not Adapter.transaction
+
+    def _run_one(self, operation: Operation) -> None:
+        try:
+            operation.value = operation.run(self)
+        except Exception as error:
+            # Without a transaction the others are done, and must not be run a second time.
+            if self._rolls_back:
+                raise
+            operation.error = error
 
     def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
         """Everything called inside is committed together on leaving, or not at all.
@@ -105,8 +121,10 @@ class Adapter:
         The default does nothing: every call stands for itself.
 
         Raises:
-            ConnectionLost: on entering, nothing can be done; on leaving, nobody knows whether the
-                commit was done.
-            StoreUnavailable: it could not be committed, and was rolled back.
+            ConnectionLost: on leaving, nobody knows whether the commit was done.
+            Conflict: another transaction stood in the way; it was rolled back, and trying again
+                helps.
+            StoreUnavailable: it could not be committed, and was rolled back. On entering, whatever
+                is raised is the answer to every call of the batch.
         """
         return nullcontext()

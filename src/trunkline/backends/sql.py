@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.pool import NullPool
 from xxhash import xxh3_64_intdigest
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.url import hide_password
-from trunkline.backends.workers import ConnectionLost
+from trunkline.backends.workers import Conflict, ConnectionLost
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
 __all__ = ("AdvisoryLocks", "Database", "Migration", "insert_if_absent", "upsert")
+
+R = TypeVar("R")
 
 #: One step from a schema version to the next. It runs inside a transaction.
 Migration: TypeAlias = Callable[[sa.Connection], None]
@@ -40,15 +50,29 @@ _VERSIONS = sa.Table(
 #: migrating one PostgreSQL database at once.
 _MIGRATION_LOCK = 7_446_821
 
-_SQLITE_MISTAKES = {"SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_AUTH"}
+#: SQLite's names of errors, by how they begin: what is no database, or cannot be written to;
+#: another connection holds a lock; a bug in a statement; a file that should be opened anew.
+_SQLITE_MISTAKES = ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_AUTH")
+_SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
+_SQLITE_BUGS = ("SQLITE_ERROR", "SQLITE_RANGE", "SQLITE_MISMATCH", "SQLITE_MISUSE")
+_SQLITE_BROKEN = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
 
-#: SQLSTATE classes of a server that cannot serve: connection, resources, operator, system, and a
-#: statement that took too long.
-_POSTGRES_UNAVAILABLE = ("08", "53", "57", "58", "25006")
-#: Wrong user, password or database name.
-_POSTGRES_MISTAKES = ("28", "3D")
-#: Two transactions stood in each other's way; trying again helps.
-_POSTGRES_RETRY = ("40001", "40P01", "55P03")
+#: PostgreSQL's SQLSTATEs, by how they begin: wrong user, password, database or schema, or missing
+#: rights; a session that is over, or leads to a server that only reads; another transaction holds
+#: a lock or was first; a server that cannot do it now.
+_POSTGRES_MISTAKES = ("28", "3D", "3F", "42501")
+_POSTGRES_LOST = ("08", "57P", "25006", "25P03")
+_POSTGRES_CONFLICTS = ("40001", "40P01", "55P03")
+_POSTGRES_UNAVAILABLE = ("53", "57", "58")
+#: A server that refuses a connection sends no SQLSTATE along.
+_POSTGRES_REFUSALS = re.compile(
+    "authentication failed|no password supplied|no pg_hba.conf entry|not permitted to log in"
+    "|(role|database) .* does not exist|permission denied"
+)
+
+#: How long SQLite itself waits for a lock, in seconds. It asks ever more seldom, so that under
+#: steady load from other processes it might ask in vain for long; we ask again at once.
+_SQLITE_WAIT = 0.1
 
 
 class Database:
@@ -82,6 +106,7 @@ class Database:
         self._timeout_ms = timeout_ms
         self._engine = _create_engine(url, self.shown_url, timeout_ms)
         self._connection: sa.Connection | None = None
+        self._is_sibling = False
         #: How often it has connected; another number is another session of the server.
         self.connections = 0
         self.is_sqlite = self._engine.dialect.name == "sqlite"
@@ -95,13 +120,15 @@ class Database:
         return self._connection
 
     def sibling(self) -> Database:
-        """Another connection to the same database."""
-        return Database(
+        """Another connection to the same database, whose schema is left to this one."""
+        other = Database(
             self.url,
             component=self.component,
             migrations=self._migrations,
             timeout_ms=self._timeout_ms,
         )
+        other._is_sibling = True
+        return other
 
     def open(self) -> None:
         """Connect, and bring the schema to the present version.
@@ -112,8 +139,9 @@ class Database:
         """
         if self.is_sqlite:
             _check_sqlite_path(self._engine.url)
-        with self.transaction():
-            self._migrate()
+        with self.transaction(read_only=self._is_sibling):
+            if not self._is_sibling:
+                self._migrate()
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -133,48 +161,74 @@ class Database:
         read and then finds another writer before it could not be saved by waiting.
 
         Raises:
-            ConnectionLost: there is no connection, or it broke.
-            StoreUnavailable: the database cannot do it now: disk full, locked, too slow.
+            ConnectionLost: the connection broke.
+            Conflict: another transaction stood in the way.
+            StoreUnavailable: the database cannot do it now: away, disk full, too slow.
+            ConfigurationError: it never can: a wrong password, a file that cannot be written to.
         """
-        try:
-            connection = self._connect()
-            if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-            else:
-                connection.exec_driver_sql("BEGIN READ ONLY" if read_only else "BEGIN")
-        except DBAPIError as error:
-            failure = self._translate(error)
-            self._drop_connection()
-            if isinstance(failure, StoreUnavailable) and not _is_busy(error):
-                failure = ConnectionLost(str(failure))
-            raise failure from None
+        self._begin(read_only)
         try:
             yield
-            connection.exec_driver_sql("COMMIT")
+            self._commit()
         except DBAPIError as error:
-            self._roll_back(error.connection_invalidated)
-            raise self._translate(error) from None
+            failure = self._translate(error)
+            self._roll_back(is_broken=_is_broken(error, failure))
+            raise failure from None
         except BaseException:
-            self._roll_back(broken=False)
+            self._roll_back()
             raise
+
+    def _begin(self, read_only: bool) -> None:
+        deadline = monotonic() + self._timeout_ms / 1000
+        if self.is_sqlite:
+            begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+        else:
+            begin = "BEGIN READ ONLY" if read_only else "BEGIN"
+        while True:
+            is_fresh = self._connection is None
+            try:
+                self._connect().exec_driver_sql(begin)
+                return
+            except DBAPIError as error:
+                failure = self._translate(error)
+                if isinstance(failure, Conflict):
+                    if monotonic() < deadline:
+                        continue
+                else:
+                    self._drop_connection()
+                    # It broke since it was last used, and the server may be back by now.
+                    if isinstance(failure, ConnectionLost) and not is_fresh:
+                        continue
+                raise failure from None
 
     def _connect(self) -> sa.Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            try:
+                self._connection = self._engine.connect()
+            except ProgrammingError as error:
+                raise ConfigurationError(f"{self.shown_url}: {_first_line(error.orig)}") from None
             self.connections += 1
         return self._connection
 
-    def _roll_back(self, broken: bool) -> None:
+    def _commit(self) -> None:
+        if not self.is_sqlite and self._dbapi_connection.info.transaction_status.name == "INERROR":
+            # PostgreSQL would roll back and call it a success.
+            raise RuntimeError("a statement of this transaction failed, and nobody took notice")
+        self.connection.exec_driver_sql("COMMIT")
+
+    @property
+    def _dbapi_connection(self) -> Any:
+        return self.connection.connection.dbapi_connection
+
+    def _roll_back(self, *, is_broken: bool = False) -> None:
         """Undo what the transaction did. SQLite may have done so itself, on a full disk."""
-        if broken or self._connection is None:
+        if is_broken and not self.is_memory:
             self._drop_connection()
             return
+        if self.is_sqlite and not self._dbapi_connection.in_transaction:
+            return
         try:
-            if self.is_sqlite:
-                dbapi = self._connection.connection.dbapi_connection
-                if isinstance(dbapi, sqlite3.Connection) and not dbapi.in_transaction:
-                    return
-            self._connection.exec_driver_sql("ROLLBACK")
+            self.connection.exec_driver_sql("ROLLBACK")
         except DBAPIError:
             self._drop_connection()
 
@@ -190,6 +244,7 @@ class Database:
     def _migrate(self) -> None:
         connection = self.connection
         if not self.is_sqlite:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self._timeout_ms}")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         _VERSIONS.create(connection, checkfirst=True)
         version, present = self.schema_version(), len(self._migrations)
@@ -200,37 +255,77 @@ class Database:
             )
         if version == present:
             return
-        for step in self._migrations[version:]:
-            step(connection)
+        with self._unhurried():
+            for step in self._migrations[version:]:
+                step(connection)
         connection.execute(
             upsert(_VERSIONS, sqlite=self.is_sqlite),
             {"component": self.component, "version": present},
         )
 
+    @contextmanager
+    def _unhurried(self) -> Iterator[None]:
+        """A statement may take as long as it takes, such as making an index on a large table."""
+        if self.is_sqlite:
+            yield
+            return
+        self.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        dbapi_connection = self._dbapi_connection
+        patience, dbapi_connection.patience = dbapi_connection.patience, None
+        yield
+        dbapi_connection.patience = patience
+
     def _translate(self, error: DBAPIError) -> Exception:
         """What `error` means to a caller. Never the statement's parameters: they may be secrets."""
-        cause = error.orig
         where = f"{self.component} at {self.shown_url}"
-        if isinstance(cause, sqlite3.Error):
-            code = getattr(cause, "sqlite_errorname", None) or ""
-            if any(code.startswith(mistake) for mistake in _SQLITE_MISTAKES):
-                return ConfigurationError(f"{where}: {cause} ({code})")
-            if isinstance(cause, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-                return error
-            if code in ("SQLITE_ERROR", "SQLITE_RANGE", "SQLITE_MISMATCH", "SQLITE_MISUSE"):
-                return error
-            return StoreUnavailable(f"{where}: {cause} ({code or type(cause).__name__})")
-        state = getattr(cause, "sqlstate", None) or ""
-        text = _first_line(cause)
-        if isinstance(error, DataError):
-            return InvalidModel(f"{where}: {text}")
-        if state.startswith(_POSTGRES_MISTAKES) or "authentication failed" in text:
-            return ConfigurationError(f"{where}: {text}")
-        if error.connection_invalidated or not state:
-            return ConnectionLost(f"{where}: {text}")
-        if state.startswith(_POSTGRES_UNAVAILABLE + _POSTGRES_RETRY):
-            return StoreUnavailable(f"{where}: {text} ({state})")
+        if isinstance(error.orig, sqlite3.Error):
+            return _translate_sqlite(error, where)
+        return _translate_postgres(error, where)
+
+
+def _translate_sqlite(error: DBAPIError, where: str) -> Exception:
+    cause, code = error.orig, _sqlite_code(error)
+    if isinstance(cause, sqlite3.IntegrityError | sqlite3.ProgrammingError):
         return error
+    if code.startswith(_SQLITE_BUGS):
+        return error
+    text = f"{where}: {cause} ({code or type(cause).__name__})"
+    if code.startswith(_SQLITE_MISTAKES):
+        return ConfigurationError(text)
+    if code.startswith(_SQLITE_BUSY):
+        return Conflict(text)
+    if code.startswith("SQLITE_TOOBIG"):
+        return InvalidModel(text)
+    return StoreUnavailable(text)
+
+
+def _translate_postgres(error: DBAPIError, where: str) -> Exception:
+    state = getattr(error.orig, "sqlstate", None) or ""
+    text = f"{where}: {_first_line(error.orig)}"
+    if isinstance(error, DataError):
+        return InvalidModel(text)
+    if state.startswith(_POSTGRES_MISTAKES):
+        return ConfigurationError(text)
+    if not state and _POSTGRES_REFUSALS.search(text):
+        return ConfigurationError(text)
+    if error.connection_invalidated or (isinstance(error, OperationalError) and not state):
+        return ConnectionLost(text)
+    if state.startswith(_POSTGRES_LOST):
+        return ConnectionLost(f"{text} ({state})")
+    if state.startswith(_POSTGRES_CONFLICTS):
+        return Conflict(f"{text} ({state})")
+    if state.startswith(_POSTGRES_UNAVAILABLE):
+        return StoreUnavailable(f"{text} ({state})")
+    return error
+
+
+def _is_broken(error: DBAPIError, failure: Exception) -> bool:
+    """Whether the connection is of no more use after `error`, which means `failure`."""
+    return isinstance(failure, ConnectionLost) or _sqlite_code(error).startswith(_SQLITE_BROKEN)
+
+
+def _sqlite_code(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlite_errorname", None) or ""
 
 
 @cache
@@ -253,35 +348,61 @@ def _insert(table: sa.Table, sqlite: bool) -> Any:
 
 
 def _create_engine(url: str, shown_url: str, timeout_ms: int) -> sa.Engine:
-    scheme, _, rest = url.partition("://")
-    if scheme == "postgresql":
-        url = f"postgresql+psycopg://{rest}"
-    seconds = max(1, timeout_ms // 1000)
-    connect_args: Mapping[str, Any]
-    if scheme.startswith("sqlite"):
-        connect_args = {"check_same_thread": False, "timeout": timeout_ms / 1000}
+    try:
+        parsed = sa.make_url(url)
+        drivername = _DRIVERS.get(parsed.drivername.lower())
+    except (ArgumentError, ValueError):
+        # What these say may quote the password.
+        raise ConfigurationError(f"{shown_url!r} is no database URL") from None
+    if drivername is None:
+        raise ConfigurationError(f"{shown_url!r}: a database is sqlite:// or postgresql://")
+    if "@" in (parsed.host or ""):
+        raise ConfigurationError(f"{shown_url!r}: an '@' in a password is written %40")
+    connect_args: dict[str, Any]
+    if drivername == "sqlite":
+        connect_args = {"check_same_thread": False, "timeout": min(_SQLITE_WAIT, timeout_ms / 1000)}
     else:
-        connect_args = {"connect_timeout": seconds, "tcp_user_timeout": timeout_ms}
+        seconds = max(1, timeout_ms // 1000)
+        # A server that vanished without a word is noticed, also while we wait for its answer.
+        connect_args = {
+            "connect_timeout": seconds,
+            "tcp_user_timeout": timeout_ms,
+            "keepalives_idle": seconds,
+            "keepalives_interval": seconds,
+        }
     try:
         engine = sa.create_engine(
-            url,
+            parsed.set(drivername=drivername),
             # One thread holds one connection; a pool would only hide when it is lost.
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
             json_serializer=_dump_json,
             json_deserializer=msgspec.json.decode,
-            connect_args=dict(connect_args),
+            connect_args=connect_args,
         )
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise ConfigurationError(f"{shown_url!r} is no database URL: {error}") from None
-    except ModuleNotFoundError as error:
+    except ArgumentError:
         raise ConfigurationError(
-            f"{shown_url!r} needs {error.name}: pip install 'trunkline[postgres]'"
+            f"{shown_url!r}: a file is sqlite:///relative.db or sqlite:////absolute/path.db"
         ) from None
-    prepare = _prepare_sqlite if engine.dialect.name == "sqlite" else _prepare_postgres(timeout_ms)
-    event.listen(engine, "connect", prepare)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{shown_url!r} needs psycopg: pip install 'trunkline[postgres]' ({error})"
+        ) from None
+    if drivername == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "do_connect", _connect_postgres)
+        event.listen(engine, "connect", _prepare_postgres(timeout_ms))
     return engine
+
+
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -294,19 +415,71 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
+def _connect_postgres(
+    _dialect: object, _record: object, args: list[Any], kwargs: dict[str, Any]
+) -> Any:
+    return _impatient_connection().connect(*args, **kwargs)
+
+
 def _prepare_postgres(timeout_ms: int) -> Callable[[Any, object], None]:
+    settings = {
+        "statement_timeout": timeout_ms,
+        # Shorter than the second after which PostgreSQL looks for a deadlock: a batch holds many
+        # locks, and had better let go of them and take them one by one.
+        "lock_timeout": max(1, timeout_ms // 20),
+        # A process that is frozen in the middle of a batch lets go of its locks.
+        "idle_in_transaction_session_timeout": timeout_ms,
+    }
+    statement = "; ".join(f"SET {name} = {value}" for name, value in settings.items())
+
     def prepare(connection: Any, _record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {timeout_ms}")
-            cursor.execute(f"SET lock_timeout = {timeout_ms}")
+        connection.execute(statement)
+        # The server itself ends a statement that takes too long, if it still can.
+        connection.patience = timeout_ms / 1000 + _GRACE
 
     return prepare
+
+
+#: How much longer a server's answer may take than the server was told, in seconds.
+_GRACE = 0.5
+
+
+@cache
+def _impatient_connection() -> Any:
+    """Psycopg's connection, but one that does not wait for a frozen server for ever."""
+    from psycopg import Connection, OperationalError
+
+    class ImpatientConnection(Connection[Any]):
+        #: How long an answer may take, in seconds; `None` for ever.
+        patience: float | None = None
+
+        def wait(self, gen: Generator[Any, Any, R], *args: Any, **kwargs: Any) -> R:
+            if self.patience is not None:
+                gen = self._limited(gen, monotonic() + self.patience)
+            return super().wait(gen, *args, **kwargs)
+
+        def _limited(self, gen: Generator[Any, Any, R], deadline: float) -> Generator[Any, Any, R]:
+            """`gen`, which yields what it waits for, and gets nothing every 100 ms."""
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and monotonic() > deadline:
+                    self.close()
+                    raise OperationalError("the server does not answer")
+                try:
+                    wanted = gen.send(ready)
+                except StopIteration as end:
+                    return cast(R, end.value)
+
+    return ImpatientConnection
 
 
 def _sqlite_path(url: sa.URL) -> Path | None:
     """The file of a SQLite URL; `None` for a database in memory."""
     database = url.database
-    if not database or database == ":memory:" or "mode=memory" in database:
+    if not database or database in (":memory:", "file::memory:"):
+        return None
+    if url.query.get("mode") == "memory":
         return None
     return Path(database)
 
@@ -324,11 +497,6 @@ def _check_sqlite_path(url: sa.URL) -> None:
 
 def _dump_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _is_busy(error: DBAPIError) -> bool:
-    code = getattr(error.orig, "sqlite_errorname", None) or ""
-    return code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def _first_line(error: BaseException | None) -> str:

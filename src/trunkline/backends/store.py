@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import msgspec
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
 from trunkline.actors.policy import require_positive_ms
@@ -15,11 +16,25 @@ from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
 from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable
 from trunkline.observe import Events
 
-__all__ = ("Store",)
+__all__ = ("Store", "StoreStats")
 
 AdapterT = TypeVar("AdapterT", bound=Adapter)
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the store was entered, over all of its workers."""
+
+    #: Calls made so far.
+    calls: int = 0
+    #: Calls that wait now.
+    mailbox_depth: int = 0
+    #: Restarts of workers after a crash.
+    restarts: int = 0
+    #: Workers that are up, and how many there are.
+    workers_up: int = 0
+    workers: int = 0
 
 
 class Store(Service, Generic[AdapterT]):
@@ -60,6 +75,17 @@ class Store(Service, Generic[AdapterT]):
         self._readers: tuple[ActorRef[Any], ...] = ()
         self._locker: ActorRef[Any] | None = None
         self._locks = KeyLocks()
+
+    def stats(self) -> StoreStats:
+        """The counters of this moment."""
+        workers = [*self._writers, *self._readers]
+        return StoreStats(
+            calls=sum(worker.local_calls + worker.queued_calls for worker in workers),
+            mailbox_depth=sum(worker.mailbox_depth for worker in workers),
+            restarts=sum(worker.restarts for worker in workers),
+            workers_up=sum(worker.is_up for worker in workers),
+            workers=len(workers),
+        )
 
     async def _read(
         self, method: Callable[Concatenate[AdapterT, P], R], *args: P.args, **kwargs: P.kwargs
@@ -142,13 +168,23 @@ class Store(Service, Generic[AdapterT]):
     async def _spawn(
         self, supervisor: Supervisor, role: str, index: int, adapter: AdapterT
     ) -> ActorRef[Any]:
-        factory: Callable[[], Any]
-        if adapter.blocking:
-            factory = partial(ThreadWorker, adapter, read_only=role == "reader")
-        else:
-            factory = partial(DirectWorker, adapter)
+        restarted = False
+
+        def worker() -> Any:
+            nonlocal restarted
+            if not adapter.blocking:
+                return DirectWorker(adapter)
+            worker = ThreadWorker(
+                adapter,
+                read_only=role == "reader",
+                timeout_ms=self._call_timeout_ms,
+                restarted=restarted,
+            )
+            restarted = True
+            return worker
+
         return await supervisor.spawn(
-            factory,
+            worker,
             name=f"{self.name}/{role}-{index}",
             mailbox_size=self._mailbox_size,
             call_timeout_ms=self._call_timeout_ms,

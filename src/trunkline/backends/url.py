@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from trunkline.errors import ConfigurationError
 
@@ -40,7 +40,8 @@ def choose_adapter(
     if url is None:
         raise ConfigurationError("give a URL, such as 'sqlite:///bot.db', or an adapter")
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {url!r}")
+        shown = hide_password(url) if isinstance(url, str) else url
+        raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {shown!r}")
     scheme = url.partition("://")[0].partition("+")[0].lower()
     factory = schemes.get(scheme)
     if factory is None:
@@ -50,10 +51,31 @@ def choose_adapter(
 
 
 def hide_password(url: str) -> str:
-    """`url` with `***` in the place of its password."""
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at or ":" not in userinfo:
-        return url
-    user = userinfo.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+    """`url` with `***` in the place of its password. In doubt it hides too much."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return _USER_AND_PASSWORD.sub(r"\1***\3", url)
+    address, query = _split_query(rest)
+    if not address.startswith("/"):
+        address = _USER_AND_PASSWORD.sub(r"\1***\3", address)
+        address = _HOST_AND_NO_PORT.sub(r"\1***", address)
+    return _SECRET_OPTION.sub("***", f"{scheme}://{address}{query}")
+
+
+#: A password that should have been escaped may hold any character, also `@`.
+_USER_AND_PASSWORD = re.compile(r"^([^:]*:)(.*)(@)", re.DOTALL)
+#: `postgresql://user:password`, where the host was forgotten.
+_HOST_AND_NO_PORT = re.compile(r"^([^:@/\[]*:)(?!\d*(?:[/,?]|$))[^@]*$")
+_SECRET_OPTION = re.compile(r"(?<=password=)[^&]*", re.IGNORECASE)
+_QUERY = re.compile(r"\?(?=\w+=)")
+
+
+def _split_query(rest: str) -> tuple[str, str]:
+    """User, password, host and path; and the query with its question mark.
+
+    A question mark may belong to the password: then the `@` before the host is yet to come.
+    """
+    for mark in _QUERY.finditer(rest):
+        if "@" in rest[: mark.start()] or "@" not in rest[mark.end() :]:
+            return rest[: mark.start()], rest[mark.start() :]
+    return rest, ""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Sequence
+from copy import copy
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import anyio
@@ -12,13 +16,17 @@ from trunkline.actors import Actor, BatchActor, Call
 from trunkline.backends.adapter import Adapter, Operation
 from trunkline.errors import StoreUnavailable, TrunklineError
 
-__all__ = ("ConnectionLost", "DirectWorker", "ThreadWorker", "run_operation")
+__all__ = ("Conflict", "ConnectionLost", "DirectWorker", "ThreadWorker", "run_operation")
 
 R = TypeVar("R")
 
 
 class ConnectionLost(StoreUnavailable):
     """The connection is gone; what was under way may or may not have been committed."""
+
+
+class Conflict(StoreUnavailable):
+    """Another transaction stood in the way. Nothing was stored, and trying again helps."""
 
 
 def run_operation(_worker: Actor, _operation: Operation) -> Any:
@@ -50,27 +58,42 @@ class ThreadWorker(BatchActor):
     """Runs an adapter that waits for I/O, in a thread, a batch of calls at a time.
 
     A batch is one transaction: many callers share one commit. If a call fails, the batch is rolled
-    back and its calls are run one by one, so that the one fails alone.
+    back and its calls are run one by one, so that the one fails alone. A call that met another
+    transaction is tried again while somebody may still wait for it.
 
     Args:
         adapter: nobody else calls it.
         read_only: the calls change nothing; one that fails does not trouble the others.
+        timeout_ms: how long callers wait at most.
+        restarted: an incarnation before this one was open. If the database is away now, this one
+            comes up all the same, and opens it when it is back.
     """
 
-    def __init__(self, adapter: Adapter, *, read_only: bool) -> None:
+    def __init__(
+        self, adapter: Adapter, *, read_only: bool, timeout_ms: int, restarted: bool = False
+    ) -> None:
         self._adapter = adapter
         self._read_only = read_only
+        self._timeout = timeout_ms / 1000
+        self._restarted = restarted
+        self._is_open = False
         # Not anyio's default limiter: the program's own threads must not hold up a store.
         self._limiter = anyio.CapacityLimiter(1)
+        # An event loop that is torn down leaves the thread to itself; closing must wait for it.
+        self._turn = threading.Lock()
 
     async def on_start(self) -> None:
-        await self._in_thread(self._adapter.open)
+        try:
+            await self._in_thread(self._open)
+        except StoreUnavailable:
+            if not self._restarted:
+                raise
 
     async def on_stop(self) -> None:
         await self._in_thread(self._adapter.close)
 
     async def handle_batch(self, calls: Sequence[Call]) -> None:
-        operations = [call.args[0] for call in calls]
+        operations: list[Operation] = [call.args[0] for call in calls]
         await self._in_thread(self._run_batch, operations)
         bug: Exception | None = None
         for call, operation in zip(calls, operations, strict=True):
@@ -84,44 +107,73 @@ class ThreadWorker(BatchActor):
             raise bug
 
     async def _in_thread(self, function: Callable[..., R], *args: Any) -> R:
-        return await to_thread.run_sync(function, *args, limiter=self._limiter)
+        return await to_thread.run_sync(self._in_turn, function, args, limiter=self._limiter)
 
     # -- in the thread ---------------------------------------------------------------------------
 
+    def _in_turn(self, function: Callable[..., R], args: tuple[Any, ...]) -> R:
+        with self._turn:
+            return function(*args)
+
+    def _open(self) -> None:
+        self._adapter.open()
+        self._is_open = True
+
     def _run_batch(self, operations: Sequence[Operation]) -> None:
+        deadline = monotonic() + self._timeout
+        begun = False
         try:
+            if not self._is_open:
+                self._open()
             with self._adapter.transaction(read_only=self._read_only):
+                begun = True
                 if self._read_only:
                     for operation in operations:
                         self._answer(operation)
                 else:
                     self._adapter.run_together(operations)
-        except ConnectionLost as error:
-            for operation in operations:
-                operation.error = ConnectionLost(str(error))
         except Exception as error:
-            if len(operations) == 1:
-                operations[0].error = error
+            if begun and not isinstance(error, ConnectionLost):
+                self._run_singly(operations, error, deadline)
             else:
-                self._run_singly(operations)
+                _fail_all(operations, error)
 
-    def _run_singly(self, operations: Sequence[Operation]) -> None:
-        lost: ConnectionLost | None = None
-        for operation in operations:
+    def _run_singly(
+        self, operations: Sequence[Operation], error: Exception, deadline: float
+    ) -> None:
+        """Run each in a transaction of its own, after `error` has undone them all."""
+        if len(operations) == 1 and not isinstance(error, Conflict):
+            _fail_all(operations, error)
+            return
+        for index, operation in enumerate(operations):
+            if monotonic() > deadline:
+                # Nobody waits any more for those that are left, and others wait behind them.
+                _fail_all(operations[index:], _no_time_left(error))
+                return
+            self._run_alone(operation, deadline)
+            if isinstance(operation.error, ConnectionLost):
+                _fail_all(operations[index:], operation.error)
+                return
+
+    def _run_alone(self, operation: Operation, deadline: float) -> None:
+        while True:
             operation.value = operation.error = None
-            if lost is not None:
-                operation.error = ConnectionLost(str(lost))
-                continue
             try:
                 with self._adapter.transaction(read_only=self._read_only):
                     if self._read_only:
                         operation.value = operation.run(self._adapter)
                     else:
                         self._adapter.run_together([operation])
-            except ConnectionLost as error:
-                operation.error = lost = error
+                return
+            except Conflict as error:
+                operation.error = error
+                if monotonic() > deadline:
+                    return
             except Exception as error:
                 operation.error = error
+                return
+            # Those who met part for different times, or they would meet again.
+            sleep(random.uniform(0.0, _LONGEST_REST))
 
     def _answer(self, operation: Operation) -> None:
         try:
@@ -130,3 +182,19 @@ class ThreadWorker(BatchActor):
             raise
         except TrunklineError as error:
             operation.error = error
+
+
+#: Between two attempts of a call that met another transaction, in seconds.
+_LONGEST_REST = 0.02
+
+
+def _fail_all(operations: Sequence[Operation], error: Exception) -> None:
+    for operation in operations:
+        # Each its own, since raising an exception changes it. A bug is only shown as a cause.
+        operation.error = copy(error) if isinstance(error, TrunklineError) else error
+
+
+def _no_time_left(error: Exception) -> StoreUnavailable:
+    if isinstance(error, StoreUnavailable):
+        return error
+    return StoreUnavailable("a call beside this one failed, and no time was left to run it again")

@@ -1,0 +1,464 @@
+"""Trunkline: the router and the stores of one bot, opened and closed together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
+from uuid import NAMESPACE_URL, uuid5
+
+import anyio
+import msgspec
+
+from trunkline.actors import Service
+from trunkline.actors.policy import require_positive_ms
+from trunkline.backends import StoreStats
+from trunkline.backends.cipher import EncryptionKey
+from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.fsm import FSMAdapter, FSMStore
+from trunkline.persistence import (
+    Message,
+    Participant,
+    PersistenceAdapter,
+    PersistenceStore,
+    Room,
+    RoomBinding,
+)
+from trunkline.persistence.models import ExternalId, now
+from trunkline.routing import (
+    Resolution,
+    Route,
+    RouterConfig,
+    RouterStats,
+    SessionKey,
+    SessionRouter,
+)
+from trunkline.signal import SignalAdapter, SignalStore
+
+__all__ = ("Arrival", "LineStats", "Trunkline")
+
+T = TypeVar("T")
+
+#: Stands for "as the line's own URL says".
+_SAME: Final = "same"
+
+PersistencePart: TypeAlias = str | PersistenceAdapter | None
+FSMPart: TypeAlias = str | FSMAdapter | None
+SignalPart: TypeAlias = str | SignalAdapter | None
+
+#: Settings of the router, by name.
+_ROUTER_SETTINGS = RouterConfig.__struct_fields__
+
+#: Settings that may come from a mapping or from the environment, with their types.
+_SETTINGS: dict[str, type] = {
+    "url": str,
+    "persistence": str,
+    "fsm": str,
+    "signal": str,
+    "encryption_key": str,
+    "name": str,
+    "stop_timeout_ms": int,
+    **dict.fromkeys(_ROUTER_SETTINGS, int),
+}
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """What became of a message that came in."""
+
+    #: The conversation: its route is set.
+    session_key: SessionKey
+    #: Where the message came from, and where its answer goes if nothing newer is known.
+    origin: Route
+    #: As it is stored; not stored, if the line has no persistence.
+    message: Message
+    room: Room
+    participant: Participant | None
+    #: Whether the same message, by its external id, came in before.
+    duplicate: bool
+
+
+class LineStats(msgspec.Struct, frozen=True):
+    """The counters of every part; `None` for one that was left out."""
+
+    router: RouterStats
+    persistence: StoreStats | None
+    fsm: StoreStats | None
+    signal: StoreStats | None
+
+
+class Trunkline(Service):
+    """One object for a bot: `line.router`, `line.persistence`, `line.fsm` and `line.signal`.
+
+    Args:
+        url: where the stores are kept: `sqlite:///bot.db`, `postgresql://…` or `memory://`.
+        persistence: another URL or an adapter for this store; `None` leaves it out.
+        fsm: the same.
+        signal: the same.
+        encryption_key: encrypts credentials of bridges and signal values at rest.
+        name: stands in events, logs and errors.
+        stop_timeout_ms: how long closing waits for what was accepted.
+        **router_settings: those of `SessionRouter`: `partition_count`, `ttl_ms`, `clock`, ….
+
+    Raises:
+        ConfigurationError: an unknown setting, with the nearest name, or one that cannot work.
+        StoreUnavailable: out of `async with`, when a database cannot be reached.
+
+    Example:
+        >>> import anyio
+        >>> from trunkline import Trunkline
+        >>> async def main() -> int:
+        ...     async with Trunkline() as line:
+        ...         arrival = await line.ingest(
+        ...             channel="telegram", bridge_id="bot", external_room_id=42, content="hello"
+        ...         )
+        ...         answer = await line.reply_route(arrival)
+        ...         return answer.external_room_id
+        >>> anyio.run(main)
+        42
+    """
+
+    def __init__(
+        self,
+        url: str = "memory://",
+        *,
+        persistence: PersistencePart | Literal["same"] = _SAME,
+        fsm: FSMPart | Literal["same"] = _SAME,
+        signal: SignalPart | Literal["same"] = _SAME,
+        encryption_key: EncryptionKey | None = None,
+        name: str = "trunkline",
+        stop_timeout_ms: int = 5_000,
+        **router_settings: Any,
+    ) -> None:
+        _refuse_unknown(router_settings)
+        self.name = name
+        self.router = SessionRouter(name=f"{name}.router", **router_settings)
+        secret = {"encryption_key": encryption_key}
+        self._persistence: PersistenceStore | None = _part(
+            PersistenceStore, persistence, url, f"{name}.persistence", secret
+        )
+        self._fsm: FSMStore | None = _part(FSMStore, fsm, url, f"{name}.fsm", {})
+        self._signal: SignalStore | None = _part(SignalStore, signal, url, f"{name}.signal", secret)
+        self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
+        self._under_way = 0
+        self._all_done: anyio.Event | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """A line from a mapping, such as a section of a configuration file.
+
+        Numbers may be strings; an empty string for a store leaves it out.
+
+        Raises:
+            ConfigurationError: an unknown setting, with the nearest name, or a wrong value.
+        """
+        _refuse_unknown(settings)
+        return cls(**{name: _setting(name, value) for name, value in settings.items()})
+
+    @classmethod
+    def from_environment(
+        cls, prefix: str = "TRUNKLINE_", environment: Mapping[str, str] | None = None
+    ) -> Self:
+        """A line from variables such as `TRUNKLINE_URL` and `TRUNKLINE_TTL_MS`.
+
+        Raises:
+            ConfigurationError: a variable that begins so and is no setting, with the nearest name.
+        """
+        variables = os.environ if environment is None else environment
+        settings = {
+            variable.removeprefix(prefix).lower(): value
+            for variable, value in variables.items()
+            if variable.startswith(prefix)
+        }
+        return cls.from_settings(settings)
+
+    @property
+    def persistence(self) -> PersistenceStore:
+        """Raises `ConfigurationError` if it was left out."""
+        return _present(self._persistence, "persistence")
+
+    @property
+    def fsm(self) -> FSMStore:
+        """Raises `ConfigurationError` if it was left out."""
+        return _present(self._fsm, "fsm")
+
+    @property
+    def signal(self) -> SignalStore:
+        """Raises `ConfigurationError` if it was left out."""
+        return _present(self._signal, "signal")
+
+    def stats(self) -> LineStats:
+        """The counters of every part at this moment."""
+        return LineStats(
+            self.router.stats(),
+            None if self._persistence is None else self._persistence.stats(),
+            None if self._fsm is None else self._fsm.stats(),
+            None if self._signal is None else self._signal.stats(),
+        )
+
+    # -- a message in, an answer out ---------------------------------------------------------------
+
+    async def ingest(
+        self,
+        *,
+        channel: str,
+        bridge_id: str,
+        external_room_id: ExternalId,
+        content: Any,
+        external_message_id: ExternalId | None = None,
+        external_user_id: ExternalId | None = None,
+        external_thread_id: ExternalId | None = None,
+        external_reply_to_id: ExternalId | None = None,
+        room: Mapping[str, Any] | None = None,
+        participant: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        sent_at: datetime | None = None,
+    ) -> Arrival:
+        """Take in a message: find or make its room and participant, store it once, set its route.
+
+        Room, participant and message are stored together or not at all. The same message again,
+        by its external id in its external room, gives the stored one and doubles nothing, also
+        among processes.
+
+        Args:
+            channel: the platform: `telegram`, `discord`.
+            bridge_id: which of the bot's connections to it.
+            external_room_id: the chat's id there.
+            content: what was said: text, or blocks of content; what JSON holds.
+            external_message_id: the message's id there. Without one it is always new.
+            external_user_id: the sender's id there.
+            external_thread_id: the thread's or topic's id there.
+            external_reply_to_id: the id there of the message that it answers.
+            room: fields of the `Room`, if it is made.
+            participant: fields of the `Participant`, if they are made.
+            metadata: kept with the message.
+            sent_at: when it was sent; now by default.
+
+        Raises:
+            InvalidModel, InvalidSessionKey: an id or field that cannot be; nothing was stored.
+            StoreUnavailable: the database is away; nothing was stored, no route was set.
+        """
+        with self._accepting():
+            origin = Route(
+                external_room_id,
+                channel_type=channel,
+                bridge_id=bridge_id,
+                thread_id=_text(external_thread_id),
+            )
+            arrival = await self._store_arrival(
+                channel=channel,
+                bridge_id=bridge_id,
+                origin=origin,
+                room=_room(room or {}, channel, bridge_id, external_room_id),
+                participant=None
+                if external_user_id is None
+                else _participant(participant or {}, channel, external_user_id),
+                message={
+                    "content": content,
+                    "external_id": external_message_id,
+                    "external_thread_id": external_thread_id,
+                    "external_reply_to_id": external_reply_to_id,
+                    "delivery_external_room_id": external_room_id,
+                    "status": "delivered",
+                    "metadata": {**(metadata or {}), "channel": channel, "bridge_id": bridge_id},
+                    "inserted_at": sent_at or now(),
+                },
+            )
+            await self._set_routes(arrival)
+            return arrival
+
+    async def reply_route(self, arrival: Arrival) -> Resolution:
+        """Where the answer to a message goes: the newest route of its conversation.
+
+        If that is gone, or its partition down, the message's own origin.
+        """
+        return await self.router.resolve(arrival.session_key, arrival.origin)
+
+    async def deliver(
+        self,
+        arrival: Arrival,
+        content: Any,
+        send: Callable[[Route, Any], Awaitable[ExternalId | None]],
+        *,
+        sender_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Message:
+        """Answer a message: store the answer, send it along its route, record how that went.
+
+        Args:
+            arrival: the message to answer.
+            content: the answer.
+            send: sends it: takes the route and the content, returns the id that the platform gave
+                to the answer, or `None`.
+            sender_id: the participant that answers.
+            metadata: kept with the answer.
+
+        Returns:
+            The answer as it is stored: `sent`, with its external id.
+
+        Raises:
+            Exception: whatever `send` raised; the answer is stored as `failed`.
+        """
+        with self._accepting():
+            resolution = await self.reply_route(arrival)
+            answer = Message.new(
+                room_id=arrival.room.id,
+                sender_id=sender_id,
+                role="assistant",
+                content=content,
+                reply_to_id=arrival.message.id,
+                external_reply_to_id=arrival.message.external_id,
+                thread_id=arrival.message.thread_id,
+                external_thread_id=arrival.message.external_thread_id,
+                delivery_external_room_id=resolution.external_room_id,
+                status="sending",
+                metadata={
+                    **(metadata or {}),
+                    "channel": arrival.session_key.channel,
+                    "bridge_id": arrival.session_key.bridge_id,
+                },
+            )
+            await self._save(answer)
+            try:
+                external_id = await send(resolution.route, content)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._save(msgspec.structs.replace(answer, status="failed"))
+                raise
+            sent = msgspec.structs.replace(
+                answer, status="sent", external_id=external_id, updated_at=now()
+            )
+            # It is out: record that, whoever is cancelled meanwhile.
+            with anyio.CancelScope(shield=True):
+                await self._save(sent)
+            return sent
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        async with AsyncExitStack() as parts:
+            for store in (self._signal, self._fsm, self._persistence):
+                if store is not None:
+                    await parts.enter_async_context(store)
+            await parts.enter_async_context(self.router)
+            self._all_done = None
+            try:
+                yield self
+            finally:
+                # Closed in reverse: the router first, what keeps things last. Before that, whatever
+                # was accepted is finished, but not for longer than the program wants to wait.
+                self._all_done = anyio.Event()
+                with anyio.move_on_after(self._stop_timeout_ms / 1000, shield=True):
+                    if self._under_way:
+                        await self._all_done.wait()
+
+    @contextmanager
+    def _accepting(self) -> Any:
+        if self._all_done is not None:
+            raise StoreUnavailable(f"{self.name} is closing and takes no more messages")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._all_done is not None and not self._under_way:
+                self._all_done.set()
+
+    async def _store_arrival(
+        self,
+        *,
+        channel: str,
+        bridge_id: str,
+        origin: Route,
+        room: Room,
+        participant: Participant | None,
+        message: dict[str, Any],
+    ) -> Arrival:
+        external_id = message["external_id"]
+        if external_id is not None:
+            # The same message has the same id wherever it comes in, so that it is stored once.
+            place = SessionKey(channel, bridge_id, str(origin.external_room_id), str(external_id))
+            message["id"] = str(uuid5(NAMESPACE_URL, f"trunkline:{place}"))
+        new = Message.new(
+            **message, room_id=room.id, sender_id=None if participant is None else participant.id
+        )
+        duplicate = False
+        if self._persistence is not None:
+            binding = RoomBinding.new(
+                room_id=room.id,
+                channel=channel,
+                bridge_id=bridge_id,
+                external_room_id=origin.external_room_id,
+            )
+            stored = await self._persistence.save_inbound(room, participant, new, binding)
+            room, participant, new = stored.room, stored.participant, stored.message
+            duplicate = stored.duplicate
+        # Without persistence a room made here is nobody's: the external id names the conversation.
+        room_id = str(origin.external_room_id) if self._persistence is None else room.id
+        key = SessionKey(channel, bridge_id, room_id, origin.thread_id)
+        origin = msgspec.structs.replace(origin, room_id=room_id)
+        return Arrival(key, origin, new, room, participant, duplicate)
+
+    async def _set_routes(self, arrival: Arrival) -> None:
+        key, origin = arrival.session_key, arrival.origin
+        await self.router.set(key.room_scope, msgspec.structs.replace(origin, thread_id=None))
+        if key.thread_id is not None:
+            await self.router.set(key, origin)
+
+    async def _save(self, message: Message) -> None:
+        if self._persistence is not None:
+            await self._persistence.save_message(message)
+
+
+def _room(fields: Mapping[str, Any], channel: str, bridge_id: str, external_id: ExternalId) -> Room:
+    bindings = dict(fields.get("external_bindings", {}))
+    bindings[channel] = {**bindings.get(channel, {}), bridge_id: external_id}
+    return Room.new(**{**fields, "external_bindings": bindings})
+
+
+def _participant(fields: Mapping[str, Any], channel: str, external_id: ExternalId) -> Participant:
+    ids = {**fields.get("external_ids", {}), channel: external_id}
+    return Participant.new(**{**fields, "external_ids": ids})
+
+
+def _part(kind: Any, given: Any, url: str, name: str, options: Mapping[str, Any]) -> Any:
+    """A store from a URL or an adapter; `None` if it is left out."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return kind(url if given == _SAME else given, name=name, **options)
+    return kind(adapter=given, name=name, **options)
+
+
+def _present(store: T | None, name: str) -> T:
+    if store is None:
+        raise ConfigurationError(f"this line was made with {name}=None")
+    return store
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    known = (*_SETTINGS, "clock", "restart_policy")
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise ConfigurationError(f"unknown setting {name!r}{hint}")
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A setting as its type; those of stores may be empty to leave the store out."""
+    if name in ("persistence", "fsm", "signal") and value == "":
+        return None
+    if _SETTINGS.get(name) is int and isinstance(value, str):
+        try:
+            return int(value.replace("_", ""))
+        except ValueError:
+            raise ConfigurationError(f"{name} is a whole number, not {value!r}") from None
+    return value
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
