@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any, NoReturn
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from trunkline.actors import Actor, ActorRef
 from trunkline.errors import ActorCrashed
@@ -43,7 +44,10 @@ class ManualClock:
 
         Raises:
             ValueError: `duration_ms` is negative; a monotonic clock does not run backwards.
+            TypeError: it is not an int.
         """
+        if type(duration_ms) is not int:
+            raise TypeError(f"a clock moves by an int of milliseconds, not by {duration_ms!r}")
         if duration_ms < 0:
             raise ValueError(f"a monotonic clock cannot go back by {-duration_ms} ms")
         self._now_ms += duration_ms
@@ -52,6 +56,9 @@ class ManualClock:
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Sleep until the clock was moved on by `duration_ms`."""
+        if duration_ms <= 0:
+            await checkpoint()
+            return
         sleeper = (self._now_ms + duration_ms, next(self._tie_breaker), anyio.Event())
         heapq.heappush(self._sleepers, sleeper)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ from trunkline.actors.mailbox import Call, Crash, Mailbox
 from trunkline.actors.ref import ActorRef, is_async
 from trunkline.errors import ActorCrashed, ActorStopped, CallTimeout, TrunklineError
 
-__all__ = ("LOCAL_TURNS", "Cell", "LoopTurns")
+__all__ = ("LOCAL_TURNS", "Cell", "LocalTurns", "shown")
 
 A = TypeVar("A", bound=Actor)
 
@@ -26,13 +27,26 @@ LOCAL_TURNS = 128
 STOP_SECONDS = 5.0
 
 
-class LoopTurns:
-    """Counts turns of the event loop, as far as the actors of one supervisor have seen them."""
+class LocalTurns:
+    """Renews the local turns of one supervisor's actors whenever one of them has used up its own.
 
-    __slots__ = ("count",)
+    The trip through its mailbox has let the event loop run, and calls before and after that are not
+    in a row. A router's partitions use up their turns together, and so share the cost of one trip.
+    """
+
+    __slots__ = ("_busy",)
 
     def __init__(self) -> None:
-        self.count = 0
+        # Actors that used up their turns lately. A supervisor may have thousands of others, and a
+        # renewal must stay short.
+        self._busy: deque[Cell[Any]] = deque(maxlen=64)
+
+    def renew_after(self, cell: Cell[Any]) -> None:
+        """Renew them, once the event loop has run because `cell` had no local turn left."""
+        for busy in self._busy:
+            busy.renew_local_turns()
+        if cell not in self._busy:
+            self._busy.append(cell)
 
 
 class Cell(Generic[A]):
@@ -42,13 +56,14 @@ class Cell(Generic[A]):
         "_batch",
         "_call_timeout_ms",
         "_closed_because",
+        "_closing",
         "_factory",
-        "_granted_in",
         "_granted_turns",
         "_idle",
-        "_loop_turns",
+        "_local_turns",
         "_mailbox",
         "_max_batch",
+        "_used_up",
         "finished",
         "name",
         "queued_calls",
@@ -69,7 +84,7 @@ class Cell(Generic[A]):
         mailbox_size: int,
         call_timeout_ms: int,
         max_batch: int,
-        loop_turns: LoopTurns,
+        local_turns: LocalTurns,
     ) -> None:
         self.name = name
         self.ref = ActorRef(self)
@@ -80,10 +95,11 @@ class Cell(Generic[A]):
         self._call_timeout_ms = call_timeout_ms
         self._max_batch = max_batch
         self._granted_turns = 0
-        self._granted_in = 0
         self._idle = False
-        self._loop_turns = loop_turns
+        self._local_turns = local_turns
+        self._used_up = False
         self._closed_because: str | None = None
+        self._closing = anyio.Event()
         self._mailbox = Mailbox(mailbox_size)
         # Calls taken out of the mailbox and not yet begun; a crash leaves them to the next
         # incarnation.
@@ -111,7 +127,11 @@ class Cell(Generic[A]):
             CallTimeout: no reply within the timeout; a call that was not begun never will be.
         """
         if self._closed_because is not None:
-            raise ActorStopped(f"{self.name} has stopped: {self._closed_because}")
+            # Whoever calls on regardless must not keep the event loop to himself.
+            await checkpoint()
+            self.require_open()
+        if self._idle and not self.ref.local_turns:
+            self._used_up = True
         self._end_local_turns()
         self.queued_calls += 1
         call = Call(handler, args, kwargs)
@@ -119,25 +139,27 @@ class Cell(Generic[A]):
             raise CallTimeout(f"{self.name} did not reply within {self._call_timeout_ms} ms")
         return call.result()
 
-    def renew_local_turns(self) -> bool:
-        """Grant local turns again if the event loop has run since they were granted.
+    def require_open(self) -> None:
+        """Raise `ActorStopped` if the actor takes no more calls."""
+        if self._closed_because is not None:
+            raise ActorStopped(self._stopped(self._closed_because))
 
-        Calls before and after that are not in a row. A router's partitions use up their turns
-        together, and so share the cost of one trip through a mailbox.
-        """
-        if self._idle and self._granted_in != self._loop_turns.count:
+    def renew_local_turns(self) -> None:
+        """Grant all local turns again, now that the event loop has run."""
+        if self._idle:
             self._grant_local_turns()
-            return True
-        return False
 
-    def crashed(self, error: Exception) -> ActorCrashed:
+    def crashed(self, error: BaseException) -> ActorCrashed:
         """Take the actor down because of a handler that raised `error` in its caller's task."""
         self._down()
         self._mailbox.put_crash(Crash(error))
         return self._crash_reply(error)
 
-    def _crash_reply(self, error: Exception) -> ActorCrashed:
-        return ActorCrashed(f"{self.name} crashed while it served this call: {error!r}")
+    def _crash_reply(self, error: BaseException) -> ActorCrashed:
+        return ActorCrashed(f"{self.name} crashed while it served this call: {shown(error)}")
+
+    def _stopped(self, reason: str) -> str:
+        return f"{self.name} has stopped: {reason}"
 
     # -- the actor's side ------------------------------------------------------------------------
 
@@ -150,6 +172,14 @@ class Cell(Generic[A]):
         Raises:
             Exception: what made it crash.
         """
+        try:
+            await self._live(on_up)
+        except asyncio.CancelledError as error:
+            if not _is_bug(error):
+                raise
+            raise RuntimeError(f"{error!r} in {self.name}, which nobody cancelled") from error
+
+    async def _live(self, on_up: Callable[[], None]) -> None:
         actor = self._factory()
         await actor.on_start()
         try:
@@ -161,16 +191,29 @@ class Cell(Generic[A]):
             with anyio.move_on_after(STOP_SECONDS, shield=True):
                 await actor.on_stop()
 
+    async def rest(self, rest_ms: float) -> None:
+        """Rest after a crash. A closed actor that nobody waits for need not rest any longer."""
+        with anyio.move_on_after(rest_ms / 1000):
+            await self._closing.wait()
+            if not self.drained:
+                await anyio.sleep_forever()
+
+    @property
+    def drained(self) -> bool:
+        """Whether it takes no more calls and has begun all that it took."""
+        return self._closed_because is not None and not self._batch and not self._mailbox.accepted
+
     def close(self) -> None:
         """Take no more calls; the actor ends once it has served those it took."""
         self._refuse_new("it was stopped")
-        self._mailbox.close()
+        self._mailbox.close(self._stopped("it was stopped"))
+        self._closing.set()
 
     def finish(self, reason: str) -> None:
         """The actor is gone for good: every call that has no reply gets `ActorStopped`."""
         self._refuse_new(reason)
         self._down()
-        self._mailbox.refuse_all(f"{self.name} has stopped: {self._closed_because}")
+        self._mailbox.refuse_all(self._stopped(self._closed_because or reason))
         self.finished.set()
 
     def _refuse_new(self, reason: str) -> None:
@@ -185,7 +228,6 @@ class Cell(Generic[A]):
     def _grant_local_turns(self) -> None:
         self._granted_turns += LOCAL_TURNS - self.ref.local_turns
         self.ref.local_turns = LOCAL_TURNS
-        self._granted_in = self._loop_turns.count
         self._idle = True
 
     def _end_local_turns(self) -> None:
@@ -209,14 +251,24 @@ class Cell(Generic[A]):
         try:
             item = self._mailbox.take_nowait()
         except anyio.WouldBlock:
-            if self._closed_because is None and not isinstance(actor, BatchActor):
+            if self._may_serve_locally(actor):
                 self._grant_local_turns()
             item = await self._mailbox.take()
-            self._loop_turns.count += 1
+            if self._used_up:
+                self._used_up = False
+                self._local_turns.renew_after(self)
             return item
         # A mailbox that never runs empty must not keep the event loop to itself.
         await checkpoint()
         return item
+
+    def _may_serve_locally(self, actor: A) -> bool:
+        # Those who wait for room came before anyone who calls now.
+        return (
+            self._closed_because is None
+            and not self._mailbox.overfull
+            and not isinstance(actor, BatchActor)
+        )
 
     def _take_batch(self, item: Call | Crash) -> None:
         """Move `item`, and what waits behind it, into the batch.
@@ -248,8 +300,9 @@ class Cell(Generic[A]):
                     result = await result
             except TrunklineError as error:
                 call.fail(error)
-            except Exception as error:
-                call.fail(_caused(self._crash_reply(error), error))
+            except BaseException as error:
+                if _is_bug(error):
+                    call.fail(_caused(self._crash_reply(error), error))
                 raise
             else:
                 call.answer(result)
@@ -265,12 +318,36 @@ class Cell(Generic[A]):
             unanswered = [call for call in calls if not call.answered]
             if unanswered:
                 raise RuntimeError(f"{self.name} left {unanswered[0]!r} without a reply")
-        except Exception as error:
-            for call in calls:
-                call.fail(_caused(self._crash_reply(error), error))
+        except BaseException as error:
+            if _is_bug(error):
+                for call in calls:
+                    call.fail(_caused(self._crash_reply(error), error))
             raise
 
 
-def _caused(error: ActorCrashed, cause: Exception) -> ActorCrashed:
+def shown(error: BaseException) -> str:
+    """`repr(error)`, or as much as can be told of an error whose repr is a bug as well."""
+    try:
+        return repr(error)
+    except Exception:
+        return f"{type(error).__name__} (its repr() raised)"
+
+
+def _caused(error: ActorCrashed, cause: BaseException) -> ActorCrashed:
     error.__cause__ = cause
     return error
+
+
+def _is_bug(error: BaseException) -> bool:
+    """Whether `error` is the actor's fault, and no cancellation of its task.
+
+    asyncio's `CancelledError` also comes out of awaiting what somebody else has cancelled. If it
+    went on through the actor's task, it would end the whole supervisor without a word.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return isinstance(error, Exception)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # on trio, whose own Cancelled is never stray
+        return True
+    return task is None or not task.cancelling()

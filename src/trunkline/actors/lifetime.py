@@ -43,7 +43,8 @@ class Service(AsyncContextManagerMixin):
         except BaseException:
             holder, self.__holder = self.__holder, None
             holder.cancel()
-            await asyncio.wait([holder])
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([holder])
             raise
         return self
 
@@ -57,9 +58,12 @@ class Service(AsyncContextManagerMixin):
         if holder is None:
             return
         self.__stop_requested.set()
-        # A cancelled stop() leaves the holder running: leaving goes on in the background.
-        await asyncio.shield(holder)
-        self.__holder = None
+        try:
+            # A cancelled stop() leaves the holder running: leaving goes on in the background.
+            await asyncio.shield(holder)
+        finally:
+            if holder.done() and self.__holder is holder:
+                self.__holder = None
 
     async def __hold(self, entered: asyncio.Future[None]) -> None:
         try:
@@ -97,4 +101,9 @@ async def open_task_group() -> AsyncGenerator[TaskGroup, Any]:
         if len(group.exceptions) > 1:
             raise
         error = group.exceptions[0]
-        raise error from error.__cause__
+        context = error.__context__
+        try:
+            raise error
+        finally:
+            # Its own, and not the group around it.
+            error.__context__ = context

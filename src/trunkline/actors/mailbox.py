@@ -80,14 +80,14 @@ class Crash:
 
     __slots__ = ("error",)
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class Mailbox:
     """A bounded stream of calls. Callers wait for room in the order in which they came."""
 
-    __slots__ = ("_receive", "_room", "_send", "_unanswered")
+    __slots__ = ("_closed_because", "_receive", "_room", "_send", "_unanswered")
 
     def __init__(self, capacity: int) -> None:
         self._send, self._receive = anyio.create_memory_object_stream[Call | Crash](capacity)
@@ -97,12 +97,23 @@ class Mailbox:
         # Every call without a reply. A call may be in nobody's hands when a task is cancelled
         # between taking it and serving it; whoever closes the mailbox answers these.
         self._unanswered: set[Call] = set()
+        self._closed_because = ""
 
     def __len__(self) -> int:
         """Calls that wait, those that wait for room included."""
         statistics = self._send.statistics()
         waiting = self._room.statistics().tasks_waiting
         return statistics.current_buffer_used + statistics.tasks_waiting_send + waiting
+
+    @property
+    def accepted(self) -> int:
+        """Calls in the queue; those that wait for room are not."""
+        return self._send.statistics().current_buffer_used
+
+    @property
+    def overfull(self) -> bool:
+        """Whether callers wait for room, also if the actor has just made some."""
+        return self._room.locked()
 
     async def ask(self, call: Call, timeout_ms: int) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time.
@@ -141,7 +152,7 @@ class Mailbox:
             async with self._room:
                 await self._send.send(call)
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            raise ActorStopped("the actor stopped before it took this call") from None
+            raise ActorStopped(self._closed_because) from None
 
     def put_crash(self, crash: Crash) -> None:
         """Tell the actor's task of a crash in a caller's task. Only an empty mailbox takes it."""
@@ -164,13 +175,17 @@ class Mailbox:
         """
         return self._receive.receive_nowait()
 
-    def close(self) -> None:
-        """Take no more calls. Those in the queue can still be taken out of it."""
+    def close(self, reason: str) -> None:
+        """Take no more calls; whoever waits for room gets `ActorStopped` with this reason.
+
+        Calls in the queue can still be taken out of it.
+        """
+        self._closed_because = reason
         self._send.close()
 
     def refuse_all(self, reason: str) -> None:
         """Close for good; every call that has no reply gets `ActorStopped` with this reason."""
-        self._send.close()
+        self.close(reason)
         self._receive.close()
         for call in tuple(self._unanswered):
             call.fail(ActorStopped(reason))

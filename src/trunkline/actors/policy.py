@@ -42,7 +42,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
         require_positive_ms("within_ms", self.within_ms)
         require_positive_ms("min_backoff_ms", self.min_backoff_ms)
         require_positive_ms("max_backoff_ms", self.max_backoff_ms)
-        if not 0.0 <= self.jitter <= 1.0:
+        if type(self.jitter) not in (int, float) or not 0.0 <= self.jitter <= 1.0:
             raise ConfigurationError(f"jitter must be from 0.0 to 1.0, not {self.jitter!r}")
 
     def backoff_ms(self, crashes: int) -> float:

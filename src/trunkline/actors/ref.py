@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -99,7 +100,8 @@ class ActorRef(Generic[A]):
 
         Args:
             handler: a method of the actor's class, `Counter.add`, or any function that takes the
-                actor first; plain or async.
+                actor first; plain or `async def`. (A plain one that returns a coroutine, such as
+                `lambda counter: counter.add_slowly(2)`, is not awaited.)
             *args: what it takes besides.
             **kwargs: what it takes by name.
 
@@ -119,7 +121,7 @@ class ActorRef(Generic[A]):
             return handler(actor, *args, **kwargs)
         except TrunklineError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             raise self.crashed(error) from error
 
     def claim(self) -> A | None:
@@ -129,12 +131,12 @@ class ActorRef(Generic[A]):
         runs one plain handler on it at once, before any await, and turns an exception that is not
         a `TrunklineError` into `raise ref.crashed(error) from error`.
         """
-        if self.local_turns or self._cell.renew_local_turns():
+        if self.local_turns:
             self.local_turns -= 1
             return self.actor
         return None
 
-    def crashed(self, error: Exception) -> Exception:
+    def crashed(self, error: BaseException) -> Exception:
         """Take the actor down after a handler run by `claim` raised `error`; what to raise."""
         return self._cell.crashed(error)
 
@@ -155,6 +157,8 @@ class ActorRef(Generic[A]):
             RuntimeError: called in the event loop's own thread, where it would wait for itself.
             Exception: all that `call` raises.
         """
+        # Before the thread is looked at: after its event loop has ended, it is a thread as any.
+        self._cell.require_open()
         if threading.get_ident() == self._thread:
             raise RuntimeError("call_from_thread() in the event loop's thread: use await call()")
         try:
@@ -170,5 +174,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
     try:
         flags: int = handler.__code__.co_flags
     except AttributeError:  # a partial, or an object with __call__
-        return inspect.iscoroutinefunction(handler)
+        return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            type(handler).__call__
+        )
     return bool(flags & inspect.CO_COROUTINE)

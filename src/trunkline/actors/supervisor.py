@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from importlib import import_module
+from traceback import format_exception
 from typing import Any, Protocol, Self, TypeVar
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from trunkline.actors.actor import Actor
-from trunkline.actors.cell import Cell, LoopTurns
+from trunkline.actors.cell import Cell, LocalTurns, shown
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service, open_task_group
 from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive_ms
@@ -21,8 +22,6 @@ from trunkline.errors import RestartIntensityExceeded
 __all__ = ("LifecycleListener", "Supervisor")
 
 A = TypeVar("A", bound=Actor)
-
-_log = structlog.get_logger("trunkline.actors")
 
 
 class LifecycleListener(Protocol):
@@ -61,9 +60,11 @@ class Supervisor(Service):
         self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
         self._listener = listener
         self._cells: list[Cell[Any]] = []
-        self._loop_turns = LoopTurns()
+        self._local_turns = LocalTurns()
         self._crashes = CrashHistory(self.policy.within_ms)
         self._task_group: TaskGroup | None = None
+        self._stopping = False
+        self._gave_up_because: str | None = None
 
     async def spawn(
         self,
@@ -91,28 +92,35 @@ class Supervisor(Service):
         """
         if self._task_group is None:
             raise RuntimeError(f"{self.name} does not run: enter it with 'async with' first")
+        if self._stopping:
+            raise RuntimeError(f"{self.name} is stopping and starts no more actors")
         cell = Cell(
             factory,
             name=name if name is not None else getattr(factory, "__name__", repr(factory)),
             mailbox_size=require_positive_ms("mailbox_size", mailbox_size),
             call_timeout_ms=require_positive_ms("call_timeout_ms", call_timeout_ms),
             max_batch=require_positive_ms("max_batch", max_batch),
-            loop_turns=self._loop_turns,
+            local_turns=self._local_turns,
         )
         self._cells.append(cell)
         try:
             await self._task_group.start(self._supervise, cell, name=f"{self.name}: {cell.name}")
         except BaseException:
-            self._cells.remove(cell)
+            if cell in self._cells:
+                self._cells.remove(cell)
             cell.finish("it never came up")
             raise
         return cell.ref
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        self._crashes = CrashHistory(self.policy.within_ms)
+        self._stopping = False
+        self._gave_up_because = None
         try:
             async with open_task_group() as self._task_group:
                 yield self
+                self._stopping = True
                 await self._stop_actors()
         finally:
             self._task_group = None
@@ -125,7 +133,7 @@ class Supervisor(Service):
                 cell.close()
                 await cell.finished.wait()
         if scope.cancelled_caught and self._task_group is not None:
-            _log.warning("actors_cut_off", supervisor=self.name, after_ms=self._stop_timeout_ms)
+            _warn("actors_cut_off", supervisor=self.name, after_ms=self._stop_timeout_ms)
             self._task_group.cancel_scope.cancel("stop_timeout_ms is over")
 
     async def _supervise(self, cell: Cell[A], *, task_status: TaskStatus[None]) -> None:
@@ -150,30 +158,48 @@ class Supervisor(Service):
                     if not up_before:
                         raise
                     self._note_crash(cell, error)
-                    await anyio.sleep(self.policy.backoff_ms(crashes.add(monotonic_ms())) / 1000)
-                else:
+                    await cell.rest(self.policy.backoff_ms(crashes.add(monotonic_ms())))
+                if cell.drained:
                     reason = "it was stopped"
                     return
-        except RestartIntensityExceeded as error:
-            reason = str(error)
-            raise
         finally:
-            cell.finish(reason)
+            cell.finish(self._gave_up_because or reason)
 
     def _note_crash(self, cell: Cell[Any], error: Exception) -> None:
-        _log.warning("actor_crashed", supervisor=self.name, actor=cell.name, exc_info=error)
+        _warn(
+            "actor_crashed",
+            supervisor=self.name,
+            actor=cell.name,
+            error=shown(error),
+            # As text: a log that renders the traceback by itself may show the local variables of
+            # every frame, and secrets with them.
+            exception="".join(format_exception(error)).rstrip(),
+        )
         if self._listener is not None:
             self._listener.actor_crashed(cell.name, error)
         if self._crashes.add(monotonic_ms()) > self.policy.max_restarts:
-            raise RestartIntensityExceeded(
+            self._gave_up_because = (
                 f"{self.name} gave up: more than {self.policy.max_restarts} crashes within"
-                f" {self.policy.within_ms} ms, the last in {cell.name}: {error!r}"
-            ) from error
+                f" {self.policy.within_ms} ms, the last in {cell.name}: {shown(error)}"
+            )
+            if self._task_group is not None:
+                # Cancelled before its calls are refused, the body does not add an `ActorStopped`
+                # of its own to what comes out of `async with`.
+                self._task_group.cancel_scope.cancel(self._gave_up_because)
+            raise RestartIntensityExceeded(self._gave_up_because) from error
 
     def _note_restart(self, cell: Cell[Any]) -> None:
         cell.restarts += 1
-        _log.warning(
-            "actor_restarted", supervisor=self.name, actor=cell.name, restarts=cell.restarts
-        )
+        _warn("actor_restarted", supervisor=self.name, actor=cell.name, restarts=cell.restarts)
         if self._listener is not None:
             self._listener.actor_restarted(cell.name, cell.restarts)
+
+
+def _warn(event: str, **fields: object) -> None:
+    try:
+        # Imported by the first line of log: structlog imports rich, and together they take longer
+        # than all the rest that the kernel imports.
+        import_module("structlog").get_logger("trunkline.actors").warning(event, **fields)
+    except Exception:
+        # The log itself may fail, as when standard output is closed. Actors go on without it.
+        pass

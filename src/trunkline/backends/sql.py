@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -21,7 +22,6 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     OperationalError,
-    ProgrammingError,
 )
 from sqlalchemy.pool import NullPool
 from xxhash import xxh3_64_intdigest
@@ -71,8 +71,9 @@ _POSTGRES_REFUSALS = re.compile(
 )
 
 #: How long SQLite itself waits for a lock, in seconds. It asks ever more seldom, so that under
-#: steady load from other processes it might ask in vain for long; we ask again at once.
+#: steady load from other processes it might ask in vain for long; we ask again after a short rest.
 _SQLITE_WAIT = 0.1
+_LONGEST_REST = 0.01
 
 
 class Database:
@@ -191,21 +192,22 @@ class Database:
                 return
             except DBAPIError as error:
                 failure = self._translate(error)
-                if isinstance(failure, Conflict):
-                    if monotonic() < deadline:
-                        continue
-                else:
+                if isinstance(failure, Conflict) and monotonic() < deadline:
+                    sleep(random.uniform(0.0, _LONGEST_REST))
+                    continue
+                if not isinstance(failure, Conflict):
                     self._drop_connection()
-                    # It broke since it was last used, and the server may be back by now.
-                    if isinstance(failure, ConnectionLost) and not is_fresh:
-                        continue
+                if isinstance(failure, ConnectionLost) and not is_fresh:
+                    continue  # it broke since it was last used, and the server may be back
                 raise failure from None
 
     def _connect(self) -> sa.Connection:
         if self._connection is None:
             try:
                 self._connection = self._engine.connect()
-            except ProgrammingError as error:
+            except DBAPIError as error:
+                if self._translate(error) is not error:
+                    raise
                 raise ConfigurationError(f"{self.shown_url}: {_first_line(error.orig)}") from None
             self.connections += 1
         return self._connection
@@ -222,7 +224,7 @@ class Database:
 
     def _roll_back(self, *, is_broken: bool = False) -> None:
         """Undo what the transaction did. SQLite may have done so itself, on a full disk."""
-        if is_broken and not self.is_memory:
+        if (is_broken or self.connection.invalidated) and not self.is_memory:
             self._drop_connection()
             return
         if self.is_sqlite and not self._dbapi_connection.in_transaction:
@@ -272,8 +274,10 @@ class Database:
         self.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         dbapi_connection = self._dbapi_connection
         patience, dbapi_connection.patience = dbapi_connection.patience, None
-        yield
-        dbapi_connection.patience = patience
+        try:
+            yield
+        finally:
+            dbapi_connection.patience = patience
 
     def _translate(self, error: DBAPIError) -> Exception:
         """What `error` means to a caller. Never the statement's parameters: they may be secrets."""
@@ -446,7 +450,7 @@ _GRACE = 0.5
 
 @cache
 def _impatient_connection() -> Any:
-    """Psycopg's connection, but one that does not wait for a frozen server for ever."""
+    """A connection of psycopg that does not wait for a frozen server for ever."""
     from psycopg import Connection, OperationalError
 
     class ImpatientConnection(Connection[Any]):
@@ -460,16 +464,16 @@ def _impatient_connection() -> Any:
 
         def _limited(self, gen: Generator[Any, Any, R], deadline: float) -> Generator[Any, Any, R]:
             """`gen`, which yields what it waits for, and gets nothing every 100 ms."""
-            wanted = next(gen)
+            ready = None
             while True:
-                ready = yield wanted
-                if not ready and monotonic() > deadline:
-                    self.close()
-                    raise OperationalError("the server does not answer")
                 try:
                     wanted = gen.send(ready)
                 except StopIteration as end:
                     return cast(R, end.value)
+                ready = yield wanted
+                if not ready and monotonic() > deadline:
+                    self.close()
+                    raise OperationalError("the server does not answer")
 
     return ImpatientConnection
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable
+from importlib import import_module
+from inspect import iscoroutinefunction
+from traceback import format_exc
+from typing import Any
 
 import msgspec
-import structlog
+
+from trunkline.errors import ConfigurationError
 
 __all__ = ("Event", "Events", "Subscriber", "log_event")
-
-_log = structlog.get_logger("trunkline.events")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +55,12 @@ class Events:
 
         Returns:
             A function that ends the subscription; calling it again does nothing.
+
+        Raises:
+            ConfigurationError: `subscriber` is no plain function: nobody would await it.
         """
+        if not callable(subscriber) or iscoroutinefunction(subscriber):
+            raise ConfigurationError(f"a subscriber is a plain function, not {subscriber!r}")
 
         def unsubscribe() -> None:
             self.subscribers = tuple(s for s in self.subscribers if s is not entry)
@@ -68,12 +77,34 @@ class Events:
         for subscriber in self.subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            # A plain function is never cancelled: this one has looked at something that was.
+            except (Exception, CancelledError):
                 self.failures += 1
-                _log.exception("subscriber_failed", event_name=event.name, instance=event.instance)
+                _log_failure(event)
 
 
 def log_event(event: Event) -> None:
-    """A subscriber that logs every event at debug, with all of its fields."""
+    """A subscriber that logs every event at debug, with all of its fields that are not `None`."""
     fields = msgspec.structs.asdict(event)
-    _log.debug(fields.pop("name"), **{k: v for k, v in fields.items() if v is not None})
+    _log().debug(fields.pop("name"), **{k: v for k, v in fields.items() if v is not None})
+
+
+def _log_failure(event: Event) -> None:
+    try:
+        # The traceback goes as text: a log that renders it by itself may show the local
+        # variables of every frame, and routes with them.
+        _log().error(
+            "subscriber_failed",
+            event_name=event.name,
+            instance=event.instance,
+            exception=format_exc(),
+        )
+    except Exception:
+        # It may be the log that fails, as when standard output is closed.
+        pass
+
+
+def _log() -> Any:
+    # Imported by the first line of log: structlog imports rich, and together they take longer
+    # than all the rest that a router imports.
+    return import_module("structlog").get_logger("trunkline.events")

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
+from trunkline.backends import Conflict
 from trunkline.backends.sql import Database, insert_if_absent, upsert
 from trunkline.errors import AlreadyBound, NotFound
 from trunkline.persistence.adapter import (
@@ -63,10 +64,13 @@ class SQLPersistenceAdapter(PersistenceAdapter):
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
+        timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
-    def __init__(self, url: str) -> None:
-        self._adopt(Database(url, component="persistence", migrations=MIGRATIONS))
+    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+        self._adopt(
+            Database(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+        )
 
     def _adopt(self, database: Database) -> None:
         self.database = database
@@ -163,7 +167,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         # Another process was faster; its row is committed, since the insert waited for it.
         if made:
             self._execute(_delete_by_id(participants), {"id": candidate.id})
-        return self._one(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key, "the row just met")
+        return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
 
     def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
         row: dict[str, Any] = {
@@ -311,7 +315,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         # Another process was faster; its row is committed, since the insert waited for it.
         if made:
             self.delete_room(candidate.id)
-        return self._one(Room, _ROOM_BY_BINDING, row, "the row just met")
+        return self._met(Room, _ROOM_BY_BINDING, row)
 
     def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
         return self._one(
@@ -500,6 +504,13 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         found = self._first(kind, statement, parameters)
         if found is None:
             raise NotFound(missing)
+        return found
+
+    def _met(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M:
+        """The row of another process that an insert has just met."""
+        found = self._first(kind, statement, parameters)
+        if found is None:
+            raise Conflict(f"another process deletes a {kind.__name__} that it has just made")
         return found
 
     def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trunkline.observe import Event
+from trunkline.observe import Event, Events
 from trunkline.routing.key import SessionKey
-from trunkline.routing.route import FallbackReason, ResolutionSource, Route
+from trunkline.routing.route import FallbackReason, Resolution, ResolutionSource, Route
 
 __all__ = (
     "PartitionCrashed",
@@ -18,6 +18,7 @@ __all__ = (
     "RouteSet",
     "RouteStale",
     "RoutesPruned",
+    "publish_resolution",
 )
 
 
@@ -98,3 +99,29 @@ class PartitionRestarted(PartitionEvent, frozen=True, kw_only=True):
     name: str = "restarted"
     #: How often so far.
     restarts: int
+
+
+def publish_resolution(events: Events, instance: str, resolution: Resolution) -> None:
+    """Tell of an answer of `resolve`, and of the fallback that gave it."""
+    if resolution.fallback_reason is not None:
+        events.publish(
+            RouteFallback(
+                instance=instance,
+                partition=resolution.partition,
+                session_key=resolution.session_key,
+                source=resolution.source,
+                reason=resolution.fallback_reason,
+                stale=resolution.stale,
+            )
+        )
+    events.publish(
+        RouteResolved(
+            instance=instance,
+            partition=resolution.partition,
+            session_key=resolution.session_key,
+            outcome="fallback" if resolution.fallback else "hit",
+            source=resolution.source,
+            reason=resolution.fallback_reason,
+            stale=resolution.stale,
+        )
+    )

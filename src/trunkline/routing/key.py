@@ -38,9 +38,7 @@ class SessionKey(NamedTuple):
 
     def __str__(self) -> str:
         """`channel:bridge:room[:thread]`, with `%` and `:` inside a part percent-escaped."""
-        return ":".join(
-            str(part).replace("%", "%25").replace(":", "%3A") for part in self if part is not None
-        )
+        return ":".join(_escaped(part) for part in self if part is not None)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -71,6 +69,13 @@ class SessionKey(NamedTuple):
     def same_room(self, other: AnySessionKey) -> bool:
         """Whether `other` is this room or a thread of it."""
         return self[:3] == other[:3]
+
+
+def _escaped(part: str) -> str:
+    # The str() of an enum member that is a string is not that string; and a part that is no
+    # string at all still shows, as this also prints keys that were never checked.
+    text = part if isinstance(part, str) else str(part)
+    return text.replace("%", "%25").replace(":", "%3A")
 
 
 #: What is accepted wherever a session key is taken.

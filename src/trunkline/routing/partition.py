@@ -9,10 +9,10 @@ from trunkline.errors import NoRoute, RouteExpired, RouteNotFound
 from trunkline.observe import Events
 from trunkline.routing.events import (
     RouteEvicted,
-    RouteFallback,
     RouteResolved,
     RouteSet,
     RouteStale,
+    publish_resolution,
 )
 from trunkline.routing.key import SessionKey
 from trunkline.routing.route import FallbackReason, Resolution, ResolutionSource, Route, RouteRecord
@@ -86,10 +86,11 @@ class Partition(Actor):
         now = self._clock()
         record = self._table.read(key, now)
         if record is None:
-            raise RouteNotFound(f"no route for '{key}'")
+            raise RouteNotFound(f"no route for {str(key)!r}")
         if record.expires_at_ms <= now:
             self._note_stale(key)
-            raise RouteExpired(f"route for '{key}' expired {now - record.expires_at_ms} ms ago")
+            age_ms = now - record.expires_at_ms
+            raise RouteExpired(f"route for {str(key)!r} expired {age_ms} ms ago")
         return record
 
     def resolve(self, key: SessionKey, fallback: Route | None = None) -> Resolution:
@@ -99,11 +100,12 @@ class Partition(Actor):
             return self._resolve_beyond(key, record, fallback, now)
         self._counters.hits += 1
         route = record.route
-        if self._events.subscribers:
-            self._tell_resolved(key, "state_hit", None, False)
-        return Resolution(
+        resolution = Resolution(
             route.external_room_id, route, self._index, key, "state_hit", False, False, None
         )
+        if self._events.subscribers:
+            publish_resolution(self._events, self._instance, resolution)
+        return resolution
 
     def resolve_many(
         self, keys: Iterable[SessionKey], fallback: Route | None = None
@@ -164,8 +166,18 @@ class Partition(Actor):
             return self._take_fallback(key, fallback, "provided_fallback", reason, stale, now)
         self._counters.misses += 1
         if self._events.subscribers:
-            self._tell_resolved(key, None, None, stale)
-        raise NoRoute(f"no route for '{key}', and no valid fallback")
+            self._events.publish(
+                RouteResolved(
+                    instance=self._instance,
+                    partition=self._index,
+                    session_key=key,
+                    outcome="miss",
+                    source=None,
+                    reason=None,
+                    stale=stale,
+                )
+            )
+        raise NoRoute(f"no route for {str(key)!r}, and no valid fallback")
 
     def _take_fallback(
         self,
@@ -179,21 +191,12 @@ class Partition(Actor):
         self._table[key] = RouteRecord(route, now, now + self._ttl_ms)
         if self._table.evicted:
             self._note_evicted()
-        if self._events.subscribers:
-            self._events.publish(
-                RouteFallback(
-                    instance=self._instance,
-                    partition=self._index,
-                    session_key=key,
-                    source=source,
-                    reason=reason,
-                    stale=stale,
-                )
-            )
-            self._tell_resolved(key, source, reason, stale)
-        return Resolution(
+        resolution = Resolution(
             route.external_room_id, route, self._index, key, source, True, stale, reason
         )
+        if self._events.subscribers:
+            publish_resolution(self._events, self._instance, resolution)
+        return resolution
 
     def _note_stale(self, key: SessionKey) -> None:
         self._counters.stale += 1
@@ -218,23 +221,3 @@ class Partition(Actor):
                     )
                 )
         return len(evicted)
-
-    def _tell_resolved(
-        self,
-        key: SessionKey,
-        source: ResolutionSource | None,
-        reason: FallbackReason | None,
-        stale: bool,
-    ) -> None:
-        outcome = {None: "miss", "state_hit": "hit"}.get(source, "fallback")
-        self._events.publish(
-            RouteResolved(
-                instance=self._instance,
-                partition=self._index,
-                session_key=key,
-                outcome=outcome,  # type: ignore[arg-type]
-                source=source,
-                reason=reason,
-                stale=stale,
-            )
-        )

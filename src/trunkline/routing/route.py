@@ -95,11 +95,11 @@ def valid_route(key: SessionKey, route: AnyRoute) -> Route:
     if not isinstance(route, Route):
         if not isinstance(route, Mapping):
             raise InvalidRoute(
-                f"route for '{key}' is a Route or a mapping, not {type(route).__name__}"
+                f"route for {str(key)!r} is a Route or a mapping, not {type(route).__name__}"
             )
         route = _from_mapping(route)
     if route.external_room_id is None:
-        raise InvalidRoute(f"route for '{key}' has no external_room_id")
+        raise InvalidRoute(f"route for {str(key)!r} has no external_room_id")
     return route
 
 

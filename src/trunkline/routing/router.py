@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import msgspec
+from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from trunkline.actors import (
@@ -31,7 +32,12 @@ from trunkline.errors import (
     TrunklineError,
 )
 from trunkline.observe import Events
-from trunkline.routing.events import PartitionCrashed, PartitionRestarted, RoutesPruned
+from trunkline.routing.events import (
+    PartitionCrashed,
+    PartitionRestarted,
+    RoutesPruned,
+    publish_resolution,
+)
 from trunkline.routing.key import AnySessionKey, SessionKey, partition_of, session_key
 from trunkline.routing.partition import Partition
 from trunkline.routing.route import (
@@ -47,9 +53,8 @@ from trunkline.routing.stats import Counters, PartitionStats, RouterStats
 
 __all__ = ("PruneResult", "RouterConfig", "SessionRouter")
 
-#: Keys that one handler call walks over at most. A slice takes well under a millisecond, and
-#: between two of them the event loop runs.
-_PRUNE_SLICE = 500
+#: Keys that are walked over at most, in a fraction of a millisecond, before the event loop runs.
+_KEYS_PER_TURN = 500
 
 #: Keys of one `set_many` or `resolve_many` that one handler call takes at most.
 _MANY_SLICE = 4_096
@@ -159,6 +164,8 @@ class SessionRouter(Service):
         self.partition_count = partition_count
         #: Whom the router tells what happens: `router.events.subscribe(function)`.
         self.events = Events()
+        if not isinstance(clock(), int):
+            raise ConfigurationError(f"clock must tell milliseconds as an int, not {clock()!r}")
         self._clock = clock
         self._restart_policy = restart_policy
         self._counters = tuple(Counters() for _ in range(partition_count))
@@ -240,7 +247,7 @@ class SessionRouter(Service):
         """
         key = session_key(key)
         index = partition_of(key, self.partition_count)
-        self._require_up(index)
+        await self._require_up(index)
         record: RouteRecord = await self._call(index, Partition.get, key)
         return record
 
@@ -262,7 +269,8 @@ class SessionRouter(Service):
         """`set` for every key of `routes`, with one call a partition.
 
         Everything is checked before anything is stored. (More than 4,096 keys of one partition
-        are stored in several calls, so that the event loop runs between them.)
+        are stored in several calls. If there are more than 500 keys in all, the event loop runs
+        after each call.)
 
         Raises:
             InvalidSessionKey, InvalidRoute, ConfigurationError: as `set`; nothing was stored.
@@ -275,10 +283,13 @@ class SessionRouter(Service):
             key = session_key(any_key)
             group = groups.setdefault(partition_of(key, self.partition_count), {})
             group[key] = valid_route(key, route)
+        crowded = sum(map(len, groups.values())) > _KEYS_PER_TURN
         for index, group in groups.items():
             remaining = iter(group.items())
             while part := dict(islice(remaining, _MANY_SLICE)):
                 await self._call(index, Partition.set_many, part, ttl_ms)
+                if crowded:
+                    await checkpoint()
 
     async def resolve_many(
         self, keys: Iterable[AnySessionKey], fallbacks: Fallbacks = ()
@@ -297,12 +308,15 @@ class SessionRouter(Service):
         for any_key in keys:
             key = session_key(any_key)
             groups.setdefault(partition_of(key, self.partition_count), {})[any_key] = key
+        crowded = sum(map(len, groups.values())) > _KEYS_PER_TURN
         resolutions: dict[Any, Resolution] = {}
         for index, group in groups.items():
             remaining = iter(group.items())
             while part := dict(islice(remaining, _MANY_SLICE)):
                 found = await self._resolve_part(index, part.values(), fallback)
                 resolutions.update((k, found[key]) for k, key in part.items() if key in found)
+                if crowded:
+                    await checkpoint()
         return resolutions
 
     async def prune(self) -> PruneResult:
@@ -374,6 +388,7 @@ class SessionRouter(Service):
             policy=self._restart_policy, name=self.name, listener=_PartitionEvents(self)
         )
         async with supervisor, open_task_group() as task_group:
+            self._counters = tuple(Counters() for _ in range(self.partition_count))
             self._refs = tuple(
                 [
                     await supervisor.spawn(
@@ -384,7 +399,8 @@ class SessionRouter(Service):
                     for index in range(self.partition_count)
                 ]
             )
-            task_group.start_soon(self._prune_forever, name=f"{self.name}: prune")
+            # Awaited, so that a clock that moves at once finds the pruning asleep on it.
+            await task_group.start(self._prune_forever, name=f"{self.name}: prune")
             try:
                 yield self
             finally:
@@ -403,7 +419,8 @@ class SessionRouter(Service):
             events=self.events,
         )
 
-    async def _prune_forever(self) -> None:
+    async def _prune_forever(self, *, task_status: TaskStatus[None]) -> None:
+        task_status.started()
         while True:
             await sleep_ms(self._clock, self.config.prune_interval_ms)
             await self.prune()
@@ -411,8 +428,8 @@ class SessionRouter(Service):
     async def _prune_partition(self, index: int, ref: ActorRef[Partition]) -> int:
         keys = await ref.call(Partition.keys)
         pruned = 0
-        for start in range(0, len(keys), _PRUNE_SLICE):
-            pruned += await ref.call(Partition.prune, keys[start : start + _PRUNE_SLICE])
+        for start in range(0, len(keys), _KEYS_PER_TURN):
+            pruned += await ref.call(Partition.prune, keys[start : start + _KEYS_PER_TURN])
             await checkpoint()
         if pruned and self.events.subscribers:
             self.events.publish(
@@ -430,44 +447,66 @@ class SessionRouter(Service):
     ) -> Resolution:
         """`resolve` through the mailbox, or without the partition if that is down."""
         try:
-            self._require_up(index)
+            await self._require_up(index)
             resolution: Resolution = await self._call(index, Partition.resolve, key, fallback)
         except PartitionUnavailable:
             if fallback is None:
                 raise
-            return _unavailable(index, key, fallback)
+            return self._resolve_without(index, key, fallback)
         return resolution
 
     async def _resolve_part(
         self, index: int, keys: Iterable[SessionKey], fallback: Route | None
     ) -> dict[SessionKey, Resolution]:
         try:
-            self._require_up(index)
+            await self._require_up(index)
             found: dict[SessionKey, Resolution] = await self._call(
                 index, Partition.resolve_many, tuple(keys), fallback
             )
         except PartitionUnavailable:
             if fallback is None:
                 return {}
-            return {key: _unavailable(index, key, fallback) for key in keys}
+            return {key: self._resolve_without(index, key, fallback) for key in keys}
         return found
 
-    def _require_up(self, index: int) -> None:
-        ref = self._refs[index]
-        if ref is None or not ref.is_up:
-            raise PartitionUnavailable(f"{_partition_name(self.name, index)} is down")
+    def _resolve_without(self, index: int, key: SessionKey, fallback: Route) -> Resolution:
+        """`resolve` in the place of a partition that is down."""
+        self._counters[index].provided_fallbacks += 1
+        resolution = Resolution(
+            fallback.external_room_id,
+            fallback,
+            index,
+            key,
+            "provided_fallback",
+            True,
+            False,
+            "session_unavailable",
+        )
+        if self.events.subscribers:
+            publish_resolution(self.events, self.name, resolution)
+        return resolution
 
     async def _call(self, index: int, handler: Any, *args: Any) -> Any:
         """Call a partition; whatever keeps it from answering is `PartitionUnavailable`."""
-        ref = self._refs[index]
-        if ref is None:
-            raise PartitionUnavailable(
-                f"{self.name} does not run: enter it with 'async with', or await start()"
-            )
+        ref = self._refs[index] or await self._unavailable(index)
         try:
             return await ref.call(handler, *args)
         except (ActorStopped, CallTimeout) as error:
             raise PartitionUnavailable(str(error)) from error
+
+    async def _require_up(self, index: int) -> None:
+        ref = self._refs[index]
+        if ref is None or not ref.is_up:
+            await self._unavailable(index)
+
+    async def _unavailable(self, index: int) -> NoReturn:
+        if self._refs[index] is None:
+            why = f"{self.name} does not run: enter it with 'async with', or await start()"
+        else:
+            why = f"{_partition_name(self.name, index)} is down"
+        # A caller who tries again at once must not keep the partition from coming back.
+        await checkpoint()
+        raise PartitionUnavailable(why)
 
 
 class _PartitionEvents:
@@ -498,16 +537,3 @@ class _PartitionEvents:
 
 def _partition_name(router_name: str, index: int) -> str:
     return f"{router_name}/partition-{index}"
-
-
-def _unavailable(index: int, key: SessionKey, fallback: Route) -> Resolution:
-    return Resolution(
-        fallback.external_room_id,
-        fallback,
-        index,
-        key,
-        "provided_fallback",
-        True,
-        False,
-        "session_unavailable",
-    )

@@ -37,7 +37,7 @@ class Counters:
 
 
 class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the router started; crashes do not set them back."""
+    """Counts since the router was last entered; crashes do not set them back."""
 
     #: Records held now, expired ones included.
     entries: int = 0
@@ -47,9 +47,10 @@ class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
     hits: int = 0
     #: Resolves answered by the record of the thread's room.
     thread_fallbacks: int = 0
-    #: Resolves answered by a fallback that the caller gave.
+    #: Resolves answered by a fallback that the caller gave, also in the place of a partition
+    #: that is down.
     provided_fallbacks: int = 0
-    #: Resolves without an answer.
+    #: Resolves that met no route at all: `NoRoute`.
     misses: int = 0
     #: Expired records that a read met.
     stale: int = 0

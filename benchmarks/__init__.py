@@ -1,0 +1,1 @@
+"""Benchmarks of trunkline: `python -m benchmarks`, or `pytest benchmarks --benchmark-only`."""

@@ -1,0 +1,398 @@
+"""Lifetimes: entering and leaving in one task, and starting and stopping in two."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from tests.actors.conftest import Bug, Counter, Gate, turns, until
+from tests.conftest import UVLOOP
+from trunkline.actors import RestartPolicy, Service, Supervisor
+from trunkline.actors.lifetime import open_task_group
+from trunkline.errors import ActorCrashed, ActorStopped, RestartIntensityExceeded
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"), UVLOOP],
+    indirect=True,
+)
+
+
+class Shop(Service):
+    """Writes down when it is entered and left, and runs a task in between."""
+
+    def __init__(self, *, entering=None, running=None, leaving=None):
+        self.entering = entering
+        self.running = running
+        self.leaving = leaving
+        self.diary = []
+        self.entered_in = None
+        self.left_in = None
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self):
+        self.diary.append("entering")
+        if self.entering is not None:
+            await self.entering()
+        try:
+            async with open_task_group() as task_group:
+                if self.running is not None:
+                    task_group.start_soon(self.running)
+                self.entered_in = anyio.get_current_task().id
+                self.diary.append("open")
+                yield self
+        finally:
+            self.left_in = anyio.get_current_task().id
+            self.diary.append("left")
+            if self.leaving is not None:
+                await self.leaving()
+
+
+async def fail():
+    raise Bug("in the shop")
+
+
+async def in_another_task(function):
+    """What `function` returns in a task of its own."""
+    outcome = []
+
+    async def run():
+        outcome.append(await function())
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(run)
+    return outcome[0]
+
+
+# -- start and stop ------------------------------------------------------------------------------
+
+
+async def test_async_with_enters_and_leaves():
+    async with Shop() as shop:
+        assert shop.diary == ["entering", "open"]
+    assert shop.diary == ["entering", "open", "left"]
+
+
+@on_asyncio
+async def test_start_and_stop_may_run_in_different_tasks():
+    shop = Shop()
+    assert await in_another_task(shop.start) is shop
+    assert shop.diary == ["entering", "open"]
+    await in_another_task(shop.stop)
+    assert shop.diary == ["entering", "open", "left"]
+    assert shop.entered_in == shop.left_in  # as a task group requires
+
+
+@on_asyncio
+async def test_a_started_supervisor_serves_every_task_until_it_is_stopped():
+    supervisor = Supervisor()
+    await in_another_task(supervisor.start)
+    counter = await in_another_task(lambda: supervisor.spawn(Counter))
+    assert await counter.call(Counter.add) == 1
+    assert await in_another_task(lambda: counter.call(Counter.add_slowly)) == 2
+    await in_another_task(supervisor.stop)
+    with pytest.raises(ActorStopped):
+        await counter.call(Counter.add)
+
+
+@on_asyncio
+async def test_a_stopped_service_can_be_started_again():
+    shop = Shop()
+    for _ in range(2):
+        await shop.start()
+        await shop.stop()
+    assert shop.diary == ["entering", "open", "left"] * 2
+
+
+@on_asyncio
+async def test_nothing_is_left_running_after_a_stop():
+    before = asyncio.all_tasks()
+    supervisor = await Supervisor().start()
+    await supervisor.spawn(Counter)
+    assert len(asyncio.all_tasks()) == len(before) + 2  # the holder of the context, and the actor
+    await supervisor.stop()
+    assert asyncio.all_tasks() == before
+
+
+@on_asyncio
+async def test_a_second_start_is_refused_and_changes_nothing():
+    shop = Shop()
+    await shop.start()
+    with pytest.raises(RuntimeError, match="this Shop has already been started"):
+        await shop.start()
+    assert shop.diary == ["entering", "open"]
+    await shop.stop()
+    assert shop.diary == ["entering", "open", "left"]
+
+
+@on_asyncio
+async def test_a_start_during_a_start_is_refused():
+    gate = Gate()
+    shop = Shop(entering=gate.pass_through)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(shop.start)
+        await gate.reached.wait()
+        with pytest.raises(RuntimeError, match="has already been started"):
+            await shop.start()
+        gate.opened.set()
+    await shop.stop()
+    assert shop.diary == ["entering", "open", "left"]
+
+
+@on_asyncio
+async def test_a_service_that_was_entered_cannot_be_started():
+    async with Shop() as shop:
+        with pytest.raises(RuntimeError, match="has already been entered"):
+            await shop.start()
+        await shop.stop()
+        assert shop.diary == ["entering", "open"]
+
+
+async def test_a_stop_without_a_start_does_nothing():
+    shop = Shop()
+    await shop.stop()
+    assert shop.diary == []
+
+
+@on_asyncio
+async def test_a_second_stop_does_nothing():
+    shop = Shop()
+    await shop.start()
+    await shop.stop()
+    await shop.stop()
+    assert shop.diary == ["entering", "open", "left"]
+
+
+@on_asyncio
+async def test_two_stops_at_once_both_wait_until_it_is_left():
+    gate = Gate()
+    shop = Shop(leaving=gate.pass_through)
+    await shop.start()
+    stopped = []
+
+    async def stop():
+        await shop.stop()
+        stopped.append(shop)
+
+    async with anyio.create_task_group() as task_group:
+        for _ in range(2):
+            task_group.start_soon(stop)
+        await gate.reached.wait()
+        await turns(5)
+        assert stopped == []
+        gate.opened.set()
+    assert len(stopped) == 2
+
+
+@on_asyncio
+async def test_an_error_on_entering_comes_out_of_start():
+    shop = Shop(entering=fail)
+    with pytest.raises(Bug, match="in the shop"):
+        await shop.start()
+    assert shop.diary == ["entering"]
+    await shop.stop()
+    shop.entering = None
+    await shop.start()
+    await shop.stop()
+    assert shop.diary == ["entering", "entering", "open", "left"]
+
+
+@on_asyncio
+async def test_an_error_on_leaving_comes_out_of_stop():
+    shop = Shop(leaving=fail)
+    await shop.start()
+    with pytest.raises(Bug, match="in the shop"):
+        await shop.stop()
+    await shop.stop()
+
+
+@on_asyncio
+async def test_an_error_between_start_and_stop_surfaces_at_stop():
+    gate = Gate()
+
+    async def fail_later():
+        await gate.pass_through()
+        await fail()
+
+    shop = Shop(running=fail_later)
+    await shop.start()
+    gate.opened.set()
+    await until(lambda: shop.diary[-1] == "left")
+    with pytest.raises(Bug, match="in the shop"):
+        await shop.stop()
+
+
+@on_asyncio
+async def test_a_service_that_failed_can_be_stopped_again_and_started_again():
+    shop = Shop(running=fail)
+    await shop.start()
+    with pytest.raises(Bug):
+        await shop.stop()
+    await shop.stop()
+    shop.running = None
+    await shop.start()
+    await shop.stop()
+    assert shop.diary == ["entering", "open", "left"] * 2
+
+
+@on_asyncio
+async def test_a_supervisor_that_gave_up_between_start_and_stop_says_so_at_stop():
+    supervisor = Supervisor(policy=RestartPolicy(max_restarts=0))
+    await supervisor.start()
+    counter = await supervisor.spawn(Counter)
+    with pytest.raises(ActorCrashed):
+        await counter.call(Counter.fail, Bug("boom"))
+    with pytest.raises(ActorStopped, match="gave up"):
+        await counter.call(Counter.add)
+    with pytest.raises(RestartIntensityExceeded, match="boom"):
+        await supervisor.stop()
+
+
+@on_asyncio
+@pytest.mark.parametrize("by", ["scope", "task"])
+async def test_a_start_that_is_cancelled_leaves_what_it_had_entered(by):
+    gate, cleaned_up = Gate(), []
+
+    async def enter():
+        try:
+            await gate.pass_through()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await turns(5)
+            cleaned_up.append(True)
+
+    shop = Shop(entering=enter)
+    before = asyncio.all_tasks()
+    if by == "scope":
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(shop.start)
+            await gate.reached.wait()
+            task_group.cancel_scope.cancel()
+    else:
+        task = asyncio.get_running_loop().create_task(shop.start())
+        await gate.reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    # Nothing goes on behind the back of whoever has cancelled it.
+    assert cleaned_up == [True]
+    assert asyncio.all_tasks() == before
+    shop.entering = None
+    await shop.start()
+    await shop.stop()
+    assert shop.diary == ["entering", "entering", "open", "left"]
+
+
+@on_asyncio
+async def test_a_stop_that_is_cancelled_goes_on_in_the_background():
+    gate = Gate()
+    shop = Shop(leaving=gate.pass_through)
+    await shop.start()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(shop.stop)
+        await gate.reached.wait()
+        task_group.cancel_scope.cancel()
+    with pytest.raises(RuntimeError, match="has already been started"):
+        await shop.start()
+    gate.opened.set()
+    await shop.stop()
+    await shop.start()
+    await shop.stop()
+    assert shop.diary == ["entering", "open", "left"] * 2
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_start_is_refused_on_trio_with_a_way_out():
+    shop = Shop()
+    with pytest.raises(RuntimeError, match=r"Shop.start\(\) needs asyncio; use 'async with'"):
+        await shop.start()
+    assert shop.diary == []
+    async with shop:
+        pass
+    assert shop.diary == ["entering", "open", "left"]
+
+
+# -- open_task_group -----------------------------------------------------------------------------
+
+
+async def test_one_exception_comes_out_of_a_task_group_as_itself():
+    bug = Bug("mine")
+    with pytest.raises(Bug) as caught:
+        async with open_task_group():
+            raise bug
+    assert caught.value is bug
+
+
+async def test_one_exception_of_a_task_comes_out_as_itself_through_several_groups():
+    async def run():
+        async with open_task_group(), open_task_group() as task_group:
+            task_group.start_soon(fail)
+            await anyio.sleep_forever()
+
+    with pytest.raises(Bug, match="in the shop"):
+        await run()
+
+
+async def test_an_exception_keeps_its_cause():
+    async def run():
+        async with open_task_group():
+            try:
+                await fail()
+            except Bug as error:
+                raise LookupError from error
+
+    with pytest.raises(LookupError) as caught:
+        await run()
+    assert isinstance(caught.value.__cause__, Bug)
+
+
+async def test_an_exception_keeps_the_context_in_which_it_was_raised():
+    async def run():
+        async with open_task_group():
+            try:
+                await fail()
+            finally:
+                raise LookupError
+
+    with pytest.raises(LookupError) as caught:
+        await run()
+    assert isinstance(caught.value.__context__, Bug)
+    assert not caught.value.__suppress_context__
+
+
+async def test_two_exceptions_stay_in_their_group():
+    gate = Gate()
+
+    async def fail_later():
+        try:
+            await gate.pass_through()
+        finally:
+            raise Bug("on the way out")
+
+    async def run():
+        async with open_task_group() as task_group:
+            task_group.start_soon(fail_later)
+            await gate.reached.wait()
+            raise LookupError
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run()
+    assert {type(error) for error in caught.value.exceptions} == {Bug, LookupError}
+
+
+async def test_a_group_that_the_body_raises_comes_out_as_it_is():
+    group = ExceptionGroup("mine", [Bug("alone")])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_task_group():
+            raise group
+    assert caught.value.message == group.message
+    assert caught.value.exceptions == group.exceptions
+
+
+async def test_a_cancelled_task_group_ends_without_an_exception():
+    async with open_task_group() as task_group:
+        task_group.start_soon(anyio.sleep_forever)
+        task_group.cancel_scope.cancel()

@@ -1,0 +1,239 @@
+"""The queue in front of an actor, without an actor."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from tests.actors.conftest import VIRTUAL_TIME, Bug, Counter, turns, until
+from trunkline.actors.mailbox import Call, Crash, Mailbox
+from trunkline.errors import ActorStopped
+
+
+@pytest.fixture
+async def mailbox():
+    """A mailbox for two calls."""
+    mailbox = Mailbox(2)
+    yield mailbox
+    mailbox.refuse_all("the test is over")
+
+
+def call(amount=0):
+    return Call(Counter.add, (amount,), {})
+
+
+async def ask(mailbox, call, timeout_ms=60_000):
+    """Ask, and swallow the refusal that a closed mailbox answers with."""
+    try:
+        await mailbox.ask(call, timeout_ms)
+    except ActorStopped:
+        pass
+
+
+# -- a call --------------------------------------------------------------------------------------
+
+
+async def test_a_call_carries_a_result_to_whoever_waits():
+    answered = call()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(answered.wait)
+        await turns(2)
+        answered.answer(42)
+    assert answered.answered
+    assert answered.result() == 42
+
+
+async def test_a_call_carries_an_error():
+    failed = call()
+    failed.fail(Bug("no"))
+    await failed.wait()
+    with pytest.raises(Bug, match="no"):
+        failed.result()
+
+
+def test_the_second_reply_to_a_call_is_dropped():
+    answered = call()
+    answered.answer(1)
+    answered.answer(2)
+    answered.fail(Bug())
+    assert answered.result() == 1
+
+
+def test_a_call_shows_its_handler_and_never_its_arguments():
+    shown = repr(Call(Counter.add, ("secret token",), {"password": "secret"}))
+    assert shown == "<Call of Counter.add>"
+
+
+# -- the queue -----------------------------------------------------------------------------------
+
+
+async def test_calls_come_out_in_the_order_in_which_they_went_in(mailbox):
+    calls = [call(n) for n in range(6)]
+    taken = []
+    async with anyio.create_task_group() as task_group:
+        for queued in calls:  # two find room, four wait for it
+            task_group.start_soon(ask, mailbox, queued)
+            await turns(3)
+        assert len(mailbox) == 6
+        assert mailbox.accepted == 2
+        assert mailbox.overfull
+        for _ in calls:
+            item = await mailbox.take()
+            item.answer(None)
+            taken.append(item)
+    assert taken == calls
+    assert len(mailbox) == 0
+    assert not mailbox.overfull
+
+
+async def test_nothing_is_taken_out_of_an_empty_mailbox(mailbox):
+    with pytest.raises(anyio.WouldBlock):
+        mailbox.take_nowait()
+
+
+async def test_a_later_caller_does_not_slip_in_before_those_who_wait_for_room(mailbox):
+    early = [call(n) for n in range(4)]
+    late = call(99)
+    taken = []
+    async with anyio.create_task_group() as task_group:
+        for queued in early:
+            task_group.start_soon(ask, mailbox, queued)
+            await turns(3)
+        taken.append(mailbox.take_nowait())
+        taken.append(mailbox.take_nowait())
+        # There is room now, and nobody who waits for it has run yet.
+        task_group.start_soon(ask, mailbox, late)
+        while len(taken) < 5:
+            taken.append(await mailbox.take())
+        for item in taken:
+            item.answer(None)
+    assert taken == [*early, late]
+
+
+async def test_a_caller_who_stops_waiting_for_room_lets_the_next_one_in(mailbox):
+    gone, patient = call(), call()
+    async with anyio.create_task_group() as task_group:
+        for _ in range(2):
+            task_group.start_soon(ask, mailbox, call())
+        await turns(2)
+        async with anyio.create_task_group() as impatient:
+            impatient.start_soon(ask, mailbox, gone)
+            await turns(3)
+            task_group.start_soon(ask, mailbox, patient)
+            await turns(3)
+            impatient.cancel_scope.cancel()
+        assert not gone.awaited
+        taken = [await mailbox.take() for _ in range(3)]
+        for item in taken:
+            item.answer(None)
+    assert taken[2] is patient
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)
+async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(mailbox):
+    started = anyio.current_time()
+    queued = call()
+    async with anyio.create_task_group() as task_group:
+        for _ in range(2):
+            task_group.start_soon(ask, mailbox, call())
+        await turns(2)
+
+        async def make_room():
+            await anyio.sleep(2)
+            (await mailbox.take()).answer(None)
+            (await mailbox.take()).answer(None)
+
+        task_group.start_soon(make_room)
+        assert await mailbox.ask(queued, 3_000) is False
+        assert anyio.current_time() - started == pytest.approx(3)
+        assert mailbox.take_nowait() is queued
+        assert not queued.awaited
+
+
+async def test_an_answer_in_time_is_told_from_none(mailbox):
+    queued = call()
+    outcome = []
+
+    async def caller():
+        outcome.append(await mailbox.ask(queued, 60_000))
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(caller)
+        (await mailbox.take()).answer("yes")
+    assert outcome == [True]
+    assert queued.result() == "yes"
+    assert not queued.awaited
+
+
+async def test_an_empty_mailbox_takes_a_crash(mailbox):
+    error = Bug()
+    mailbox.put_crash(Crash(error))
+    assert mailbox.take_nowait().error is error
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+async def test_what_is_in_a_closed_mailbox_can_still_be_taken_out(mailbox):
+    queued = call()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(ask, mailbox, queued)
+        await turns(2)
+        mailbox.close("enough")
+        assert await mailbox.take() is queued
+        queued.answer(None)
+        with pytest.raises(anyio.EndOfStream):
+            mailbox.take_nowait()
+        with pytest.raises(anyio.EndOfStream):
+            await mailbox.take()
+
+
+async def test_whoever_waits_for_room_is_told_why_the_mailbox_was_closed(mailbox):
+    refused = []
+
+    async def caller():
+        try:
+            await mailbox.ask(call(), 60_000)
+        except ActorStopped as error:
+            refused.append(str(error))
+
+    async with anyio.create_task_group() as task_group:
+        for _ in range(2):
+            task_group.start_soon(ask, mailbox, call())
+        await turns(2)
+        for _ in range(3):  # one waits in the stream, two wait behind it
+            task_group.start_soon(caller)
+        await until(lambda: len(mailbox) == 5)
+        mailbox.close("enough")
+        await until(lambda: len(refused) == 3)
+        for _ in range(2):
+            mailbox.take_nowait().answer(None)
+    assert refused == ["enough"] * 3
+
+
+async def test_refuse_all_answers_every_call_wherever_it_is(mailbox):
+    calls = [call() for _ in range(5)]
+    async with anyio.create_task_group() as task_group:
+        for queued in calls:
+            task_group.start_soon(ask, mailbox, queued)
+            await turns(3)
+        in_nobodys_hands = mailbox.take_nowait()
+        await turns(3)
+        mailbox.refuse_all("over")
+    assert in_nobodys_hands is calls[0]
+    for queued in calls[:3]:  # the two others never got in, and were told so by ask()
+        with pytest.raises(ActorStopped, match="over"):
+            queued.result()
+
+
+async def test_a_mailbox_keeps_nothing_of_calls_that_are_over(mailbox):
+    async with anyio.create_task_group() as task_group:
+        for _ in range(2):
+            task_group.start_soon(ask, mailbox, call())
+        await turns(2)
+        for _ in range(2):
+            mailbox.take_nowait().answer(None)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await mailbox.ask(call(), 60_000)
+    assert not mailbox._unanswered

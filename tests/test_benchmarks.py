@@ -1,0 +1,133 @@
+"""The benchmarks, run for real at sizes whose figures mean nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+RATIO_ROWS = {
+    ("one caller", "resolve hit, asyncio", "bare tables"): 1.5,
+    ("one caller", "resolve hit, asyncio", "bare tables, no Resolution made"): None,
+    ("one caller", "resolve hit, uvloop", "bare tables"): None,
+    ("one caller", "resolve hit, trio", "bare tables"): None,
+    ("one caller", "set, asyncio", "bare tables"): 1.5,
+    ("other libraries", "resolve hit", "aiocache memory get"): 10,
+    ("other libraries", "resolve hit", "pykka ask"): 10,
+    ("other libraries", "resolve hit", "anyio stream round trip"): 10,
+    ("other libraries", "resolve hit", "cashews memory get"): None,
+    ("sessions", "resolve hit, 1,000 sessions", "bare tables"): None,
+    ("sessions", "resolve hit, 2,000 sessions", "bare tables"): 1.5,
+    ("partitions", "resolve hit, 1 partition", "1 partition"): None,
+    ("partitions", "resolve hit, 2 partitions", "1 partition"): None,
+    ("partitions", "resolve hit, 4 partitions", "1 partition"): None,
+    ("partitions", "resolve hit, 8 partitions", "1 partition"): None,
+    ("partitions", "resolve hit, 16 partitions", "1 partition"): None,
+    ("partitions", "resolve hit, 32 partitions", "1 partition"): None,
+    ("callers", "resolve hit, 1 caller", "anyio stream round trip"): None,
+    ("callers", "resolve hit, 8 callers", "anyio stream round trip"): None,
+    ("callers", "resolve hit, 64 callers", "anyio stream round trip"): None,
+    ("callers", "resolve hit, 512 callers", "anyio stream round trip"): None,
+    ("events", "resolve hit, 1 subscriber", "no subscriber"): None,
+    ("events", "set, 1 subscriber", "no subscriber"): None,
+    ("events", "an event nobody hears", "resolve hit"): None,
+}
+
+FIGURE_ROWS = {
+    ("memory", "a route, at the worst table size", None): 400,
+    ("memory", "a route, at the median table size", None): None,
+    ("memory", "2,000 sets of one key: most allocated", None): 65_536,
+    ("memory", "2,000 sets of one key: growth of the process", None): None,
+    ("prune", "8 x 1,000 expired: longest stall", None): 10,
+    ("prune", "8 x 1,000 expired: all of it", None): None,
+    ("import", "import trunkline", None): 150,
+    ("import", "from trunkline import SessionRouter", None): 150,
+}
+
+#: The one figure that may well be nothing.
+MAY_BE_ZERO = "2,000 sets of one key: growth of the process"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def printed(results):
+    """What the command prints; its files are in `results`."""
+    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--results", str(results)],
+        cwd=ROOT,
+        env=environment | {"COLUMNS": "200", "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    if run.returncode == 2 and "pip install" in run.stderr:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def rows(results, printed):
+    benchmarks = json.loads((results / "benchmarks.json").read_text())["benchmarks"]
+    return [row for benchmark in benchmarks for row in benchmark["extra_info"]["rows"]]
+
+
+def test_a_run_has_every_row_with_its_budget(rows):
+    found = {(row["section"], row["work"], row["against"]): row["budget"] for row in rows}
+    assert found == RATIO_ROWS | FIGURE_ROWS
+    assert len(found) == len(rows)
+
+
+def test_every_figure_is_positive(rows):
+    for row in rows:
+        assert row["figure"] > 0 or row["work"] == MAY_BE_ZERO, row
+        assert row["against"] is None or row["peer"] > 0, row
+
+
+def line_of(row, printed):
+    """The line of the table that shows `row`."""
+    return next(
+        line
+        for line in printed.splitlines()
+        if f" {row['work']} " in line and f" {row['against'] or ''} " in line
+    )
+
+
+def test_the_table_shows_every_row(rows, printed):
+    assert len({line_of(row, printed) for row in rows}) == len(rows)
+
+
+def test_a_budget_is_held_against_the_ratio_or_else_the_figure(rows, printed):
+    for row in rows:
+        if row["budget"] is None:
+            continue
+        if row["against"] is None:
+            kept = row["figure"] <= row["budget"]
+        elif row["section"] == "other libraries":
+            kept = row["peer"] >= row["budget"] * row["figure"]
+        else:
+            kept = row["figure"] <= row["budget"] * row["peer"]
+        line = line_of(row, printed)
+        assert ("kept" in line, "missed" in line) == (kept, not kept), row
+
+
+def test_the_plot_is_a_picture(results, printed):
+    image = pytest.importorskip("matplotlib.image").imread(results / "benchmarks.png")
+    height, width, _ = image.shape
+    assert (width, height) == (1600, 900)
+    assert image[..., :3].std() > 0.01
+
+
+def test_the_hosts_name_stays_out_of_the_figures(results, printed):
+    machine = json.loads((results / "benchmarks.json").read_text())["machine_info"]
+    assert "node" not in machine
