@@ -413,6 +413,7 @@ def test_an_output_that_cannot_show_a_character_is_no_problem(chat):
 def test_progress_is_shown_on_a_terminal_and_cleared(chat):
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
     screen, terminal = pty.openpty()
+    os.set_blocking(screen, False)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "trunkline", "replay", "--json", chat],

@@ -227,6 +227,13 @@ async def test_the_counts_add_up(config, seed):
     assert max(one.peak_entries for one in report.partitions) <= report.peak_entries
 
 
+async def test_a_prune_removes_what_expires_at_its_very_instant():
+    config = RouterConfig(ttl_ms=30 * MINUTE_MS, prune_interval_ms=10 * MINUTE_MS)
+    elsewhere = ROOM._replace(room_id="#rust")
+    assert (await replay(messages(0, (30, elsewhere)), config)).pruned == 1
+    assert (await replay(messages(0, (29, elsewhere)), config)).pruned == 0
+
+
 async def test_a_gap_of_years_costs_one_prune(monkeypatch):
     prunes = []
     prune = SessionRouter.prune

@@ -17,6 +17,13 @@ from trunkline.errors import TrunklineError
 #: live through minutes: `@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)`.
 VIRTUAL_TIME = pytest.param("virtual time", id="virtual-time")
 
+#: For what only asyncio has; with its own event loop and with uvloop's.
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"), UVLOOP],
+    indirect=True,
+)
+
 #: Forgives a thousand crashes and rests for a millisecond after each.
 FORGIVING = RestartPolicy(max_restarts=1_000, min_backoff_ms=1, max_backoff_ms=1, jitter=0.0)
 

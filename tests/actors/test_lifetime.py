@@ -8,17 +8,10 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from tests.actors.conftest import Bug, Counter, Gate, turns, until
-from tests.conftest import UVLOOP
+from tests.actors.conftest import Bug, Counter, Gate, on_asyncio, turns, until
 from trunkline.actors import RestartPolicy, Service, Supervisor
 from trunkline.actors.lifetime import open_task_group
 from trunkline.errors import ActorCrashed, ActorStopped, RestartIntensityExceeded
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend",
-    [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"), UVLOOP],
-    indirect=True,
-)
 
 
 class Shop(Service):

@@ -97,6 +97,7 @@ class Cell(Generic[A]):
         self._granted_turns = 0
         self._idle = False
         self._local_turns = local_turns
+        # Whether a call has taken the mailbox because no local turn was left.
         self._used_up = False
         self._closed_because: str | None = None
         self._closing = anyio.Event()

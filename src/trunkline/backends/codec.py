@@ -99,7 +99,7 @@ def encode_key(key: Key) -> str:
     """
     if type(key) is tuple and all(type(part) in _KEY_PARTS for part in key):
         return _encode_flat_key(key)
-    return _dump_key(_checked_key(key, key))
+    return _dump_key(_checked_key(key, key, 0))
 
 
 def decode_key(text: str) -> Key:
@@ -190,11 +190,13 @@ def _unpack(code: int, payload: memoryview) -> Any:
 _decoder = msgspec.msgpack.Decoder(ext_hook=_unpack)
 
 
-def _checked_key(part: object, key: object) -> Any:
+def _checked_key(part: object, key: object, depth: int) -> Any:
     if part is None or type(part) is str or type(part) is int:
         return part
+    if depth == _MAX_DEPTH:
+        raise ConfigurationError(f"a key nested more than {_MAX_DEPTH} deep cannot be stored")
     if isinstance(part, tuple):
-        return [_checked_key(item, key) for item in part]
+        return [_checked_key(item, key, depth + 1) for item in part]
     raise ConfigurationError(
         f"a key holds ints, strings, None and tuples of these, not {type(part).__name__}: {key!r}"
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from trunkline.backends.adapter import Adapter
@@ -19,7 +17,10 @@ try:
         AuthenticationError,
         AuthorizationError,
         BusyLoadingError,
-        NoScriptError,
+        ClusterDownError,
+        NoPermissionError,
+        OutOfMemoryError,
+        ReadOnlyError,
         RedisError,
         ResponseError,
     )
@@ -62,12 +63,17 @@ class RedisServer:
                 url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
                 socket_timeout=seconds,
                 socket_connect_timeout=seconds,
-                single_connection_client=False,
                 max_connections=1,
-                retry=Retry(NoBackoff(), 1),
+                # What was sent may have been run, and must not be run a second time. A connection
+                # that was closed meanwhile is noticed and replaced before anything is sent.
+                retry=Retry(NoBackoff(), 0),
             )
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"{self.shown_url!r} is no Redis URL: {error}") from None
+        except (ValueError, TypeError):
+            # What these say may quote the password.
+            raise ConfigurationError(
+                f"{self.shown_url!r} is no Redis URL: in a password, '/', '?', '#' and '@' are"
+                " written %2F, %3F, %23 and %40"
+            ) from None
 
     def sibling(self) -> RedisServer:
         """Another connection to the same server."""
@@ -84,6 +90,8 @@ class RedisServer:
             self._client.ping()
         except RedisError as error:
             raise self._translate(error) from None
+        except TypeError:
+            raise ConfigurationError(f"{self.shown_url!r} has an unknown option") from None
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -105,18 +113,15 @@ class RedisServer:
         Raises:
             ConnectionLost: the connection broke; some may have been run.
         """
-        results = self._evaluate(calls)
-        unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-        if unknown:
-            # The server has not seen these scripts, or has forgotten them in a restart.
-            try:
-                for script in {calls[i].script for i in unknown}:
-                    self._client.script_load(script)
-            except RedisError as error:
-                raise self._translate(error) from None
-            again = self._evaluate([calls[i] for i in unknown])
-            for i, result in zip(unknown, again, strict=True):
-                results[i] = result
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            # With its text, and not by its digest: a server that was started anew knows no script,
+            # and to send some calls again would change their order.
+            pipeline.eval(call.script, len(call.keys), *call.keys, *call.arguments)
+        try:
+            results = pipeline.execute(raise_on_error=False)
+        except RedisError as error:
+            raise self._translate(error) from None
         return [
             self._translate(result) if isinstance(result, RedisError) else result
             for result in results
@@ -129,32 +134,23 @@ class RedisServer:
         except RedisError as error:
             raise self._translate(error) from None
 
-    def _evaluate(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for call in calls:
-            digest = _digest(call.script)
-            pipeline.evalsha(digest, len(call.keys), *call.keys, *call.arguments)
-        try:
-            results: list[Any] = pipeline.execute(raise_on_error=False)
-        except RedisError as error:
-            raise self._translate(error) from None
-        return results
-
     def _translate(self, error: RedisError) -> Exception:
         where = f"{self.shown_url}: {error}"
-        if isinstance(error, AuthenticationError | AuthorizationError) or "NOAUTH" in str(error):
+        if isinstance(error, _MISTAKES) or "DB index" in str(error):
             return ConfigurationError(where)
-        if isinstance(error, BusyLoadingError):
+        if isinstance(error, ReadOnlyError):
+            # It was the primary, and its name may lead to the new one.
+            self._client.connection_pool.disconnect()
             return StoreUnavailable(where)
-        if not isinstance(error, ResponseError):
-            return ConnectionLost(where)
-        if "DB index" in str(error):
-            return ConfigurationError(where)
-        if str(error).startswith(
-            ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN")
-        ):
+        if isinstance(error, _UNAVAILABLE) or str(error).startswith(_UNAVAILABLE_CODES):
             return StoreUnavailable(where)
-        return error
+        return error if isinstance(error, ResponseError) else ConnectionLost(where)
+
+
+_MISTAKES = (AuthenticationError, AuthorizationError, NoPermissionError)
+_UNAVAILABLE = (BusyLoadingError, ClusterDownError, OutOfMemoryError)
+#: Errors of which the client makes no classes, by the code that they begin with.
+_UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY")
 
 
 class LeaseLocks(Adapter):
@@ -169,21 +165,33 @@ class LeaseLocks(Adapter):
     lease_ms = 10_000
 
     def try_lock(self, key: str, token: str) -> bool:
-        return self._ask(_TRY_LOCK, key, token)
+        return bool(self.server.call(self._try_lock(key, token)))
 
     def renew_lock(self, key: str, token: str) -> bool:
-        return self._ask(_RENEW_LOCK, key, token)
+        return bool(self.server.call(self._renew_lock(key, token)))
 
     def unlock(self, key: str, token: str) -> None:
-        self._ask(_UNLOCK, key, token)
+        self.server.call(self._unlock(key, token))
 
-    def _ask(self, script: str, key: str, token: str) -> bool:
-        name = f"{self.lock_prefix}:{key}"
-        return bool(self.server.call(ScriptCall(script, [name], [token, self.lease_ms])))
+    def _try_lock(self, key: str, token: str) -> ScriptCall:
+        return self._lock_call(_TRY_LOCK, key, token)
+
+    def _renew_lock(self, key: str, token: str) -> ScriptCall:
+        return self._lock_call(_RENEW_LOCK, key, token)
+
+    def _unlock(self, key: str, token: str) -> ScriptCall:
+        return self._lock_call(_UNLOCK, key, token)
+
+    def _lock_call(self, script: str, key: str, token: str) -> ScriptCall:
+        return ScriptCall(script, [f"{self.lock_prefix}:{key}"], [token, self.lease_ms])
 
 
+#: Asked a second time, because the first answer was lost, it gives the same one.
 _TRY_LOCK = """
-return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """
 
 _RENEW_LOCK = """
@@ -195,11 +203,6 @@ _UNLOCK = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
-
-
-@cache
-def _digest(script: str) -> str:
-    return hashlib.sha1(script.encode()).hexdigest()
 
 
 def optional(value: str | None) -> str:

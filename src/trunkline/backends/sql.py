@@ -343,8 +343,13 @@ def upsert(table: sa.Table, *, sqlite: bool) -> Any:
 
 @cache
 def insert_if_absent(table: sa.Table, *, sqlite: bool) -> Any:
-    """`INSERT … ON CONFLICT DO NOTHING` into `table`, whichever of its constraints it meets."""
-    return _insert(table, sqlite).on_conflict_do_nothing()
+    """`INSERT … ON CONFLICT DO NOTHING` into `table`, whichever of its constraints it meets.
+
+    The result's `rowcount` tells whether there was none.
+    """
+    insert = _insert(table, sqlite).on_conflict_do_nothing()
+    # SQLAlchemy counts the rows of an INSERT only where it is told to.
+    return insert.execution_options(preserve_rowcount=True)
 
 
 def _insert(table: sa.Table, sqlite: bool) -> Any:

@@ -138,7 +138,7 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
 
     def run_together(self, operations: Sequence[Operation]) -> None:
         """Every operation is a script of its own: one that fails has done nothing to the others."""
-        if any(one.method not in _READ for one in operations):  # locks
+        if any(one.method not in _READ for one in operations):
             super().run_together(operations)
             return
         calls = [getattr(self, f"_{one.method}")(*one.args) for one in operations]
@@ -256,4 +256,7 @@ _READ = {
     "update_data": _fields,
     "clear": _nothing,
     "compare_and_set": _step,
+    "try_lock": bool,
+    "renew_lock": bool,
+    "unlock": _nothing,
 }

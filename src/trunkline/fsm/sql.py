@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from trunkline.backends.adapter import Operation
-from trunkline.backends.sql import AdvisoryLocks, Database, insert_if_absent, upsert
+from trunkline.backends.sql import AdvisoryLocks, Database, upsert
 from trunkline.fsm.adapter import Place, Record, Step
 from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
 
@@ -44,10 +45,21 @@ def _create(connection: sa.Connection) -> None:
 
 MIGRATIONS = (_create,)
 
+# By bot, since SQLite would scan the table for pairs of names and keys.
 _READ = sa.select(records).where(
-    sa.tuple_(records.c.bot_name, records.c.key).in_(sa.bindparam("places", expanding=True))
+    records.c.bot_name == sa.bindparam("bot_name"),
+    records.c.key.in_(sa.bindparam("keys", expanding=True)),
 )
-_OVER = records.c.expires_at_ms <= sa.bindparam("now")
+# Without the empty rows of `_lock`, of which nobody has to hear.
+_OVER = records.c.expires_at_ms.between(1, sa.bindparam("now"))
+
+_insert = postgresql_insert(records)
+#: Puts an empty row where there is none, and locks the one that is there.
+_LOCK = _insert.on_conflict_do_update(
+    index_elements=[records.c.bot_name, records.c.key],
+    set_={"key": _insert.excluded.key},
+    where=sa.false(),
+)
 
 
 class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
@@ -91,7 +103,9 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
             for operation in operations
             if operation.args and isinstance(operation.args[0], Place)
         }
-        self._batch, self._changed = self._lock_and_read(places), set()
+        if not self.database.is_sqlite:
+            self._lock(places)
+        self._batch, self._changed = self._select(places), set()
         try:
             super().run_together(operations)
             self._write_changed()
@@ -110,7 +124,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
     def _read(self, place: Place) -> Kept | None:
         if self._batch is None:
-            return self._select((place,), for_update=False).get(place)
+            return self._select([place]).get(place)
         return self._batch.get(place)
 
     def _write(self, place: Place, kept: Kept | None) -> None:
@@ -118,31 +132,27 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         self._batch[place] = kept
         self._changed.add(place)
 
-    def _lock_and_read(self, places: set[Place]) -> dict[Place, Kept | None]:
-        """The records at `places`, so that nobody else changes them before the commit.
+    def _lock(self, places: Collection[Place]) -> None:
+        """See to it that nobody else changes the records at `places` before the commit.
 
-        SQLite has one writer anyhow. On PostgreSQL a row can only be locked if it is there, so
-        that an empty one is put where there is none; rows are locked in one order by everybody,
-        or two batches might wait for each other.
+        SQLite has one writer anyhow. On PostgreSQL a row can only be locked if it is there. Rows
+        are locked in one order by everybody, or two batches might wait for each other.
         """
-        if not places:
-            return {}
-        ordered = sorted(places, key=lambda place: (place.bot_name, place.key))
-        if self.database.is_sqlite:
-            return dict(self._select(ordered, for_update=False))
-        self.database.connection.execute(
-            insert_if_absent(records, sqlite=False),
-            [_row(place, Kept(Record(), expires_at_ms=0)) for place in ordered],
-        )
-        return dict(self._select(ordered, for_update=True))
+        if places:
+            ordered = sorted(places, key=lambda place: (place.bot_name, place.key))
+            empty = Kept(Record(), expires_at_ms=0)
+            self.database.connection.execute(_LOCK, [_row(place, empty) for place in ordered])
 
-    def _select(self, places: Sequence[Place], *, for_update: bool) -> dict[Place, Kept]:
-        statement = _READ
-        if for_update:
-            statement = statement.order_by(records.c.bot_name, records.c.key).with_for_update()
-        keys = [(place.bot_name, place.key) for place in places]
-        rows = self.database.connection.execute(statement, {"places": keys})
-        return {_place(row): _kept(row) for row in rows}
+    def _select(self, places: Iterable[Place]) -> dict[Place, Kept | None]:
+        keys: dict[str, list[str]] = {}
+        for place in places:
+            keys.setdefault(place.bot_name, []).append(place.key)
+        found: dict[Place, Kept | None] = {}
+        for bot_name in keys:
+            names = {"bot_name": bot_name, "keys": keys[bot_name]}
+            rows = self.database.connection.execute(_READ, names)
+            found.update((_place(row), _kept(row)) for row in rows)
+        return found
 
     def _write_changed(self) -> None:
         assert self._batch is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable
-from copy import deepcopy
 from typing import Any, ClassVar, Generic, TypeVar
 
 from msgspec.structs import replace
@@ -24,6 +23,8 @@ from trunkline.persistence.models import (
     RoutingPolicy,
     Thread,
     checked,
+    checked_flow,
+    folded,
     now,
 )
 
@@ -55,11 +56,17 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             _external_of_message, _time_of, self._messages
         )
         self._threads_of_room = _Index[str, Thread](_room_of, _time_of, self._threads)
+        self._threads_of_external = _Index[tuple[str, str], Thread](
+            _external_of_thread, _time_of, self._threads
+        )
+        self._threads_of_root = _Index[tuple[str, str], Thread](
+            _root_of_thread, _time_of, self._threads
+        )
         self._bindings_of_room = _Index[str, RoomBinding](_room_of, _time_of, self._bindings)
         #: (channel, bridge id, external id) → binding id.
         self._binding_of_external: dict[tuple[str, str, str], str] = {}
-        #: (channel, external id) → participant ids, in the order in which they were saved with it.
-        self._participants_of_external: dict[tuple[str, str], dict[str, None]] = {}
+        #: (channel, external id) → participant ids; first the one that the external id stands for.
+        self._participants_of_external: dict[tuple[str, str], list[str]] = {}
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -95,7 +102,9 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         for key in _external_keys(old) - new_keys if old is not None else ():
             self._forget_external(key, participant.id)
         for key in new_keys:
-            self._participants_of_external.setdefault(key, {})[participant.id] = None
+            holders = self._participants_of_external.setdefault(key, [])
+            if participant.id not in holders:
+                holders.append(participant.id)
         return self._participants.put(participant)
 
     def get_participant(self, participant_id: str) -> Participant:
@@ -109,13 +118,21 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
     ) -> Participant:
-        for participant_id in self._participants_of_external.get((channel, external_id), {}):
-            return self._participants.get(participant_id)
+        holders = self._participants_of_external.get((channel, external_id))
+        if holders:
+            return self._participants.get(holders[0])
+        known = self._participants.peek(candidate.id)
+        if known is not None:
+            ids = {**known.external_ids, channel: candidate.external_ids[channel]}
+            candidate = replace(known, external_ids=ids)
         return self.save_participant(candidate)
 
     def _forget_external(self, key: tuple[str, str], participant_id: str) -> None:
         holders = self._participants_of_external[key]
-        del holders[participant_id]
+        was_first = holders[0] == participant_id
+        holders.remove(participant_id)
+        if was_first:
+            holders.sort()
         if not holders:
             del self._participants_of_external[key]
 
@@ -166,16 +183,16 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return self._threads.get(thread_id)
 
     def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
-        for thread in reversed(self._threads_of_room.of(room_id)):
-            if str(thread.external_thread_id) == external_thread_id:
-                return checked(thread)
-        raise NotFound(f"room {room_id!r} has no thread {external_thread_id!r}")
+        found = self._threads_of_external.of((room_id, external_thread_id))
+        if not found:
+            raise NotFound(f"room {room_id!r} has no thread {external_thread_id!r}")
+        return checked(found[-1])
 
     def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
-        for thread in reversed(self._threads_of_room.of(room_id)):
-            if thread.root_message_id == root_message_id:
-                return checked(thread)
-        raise NotFound(f"room {room_id!r} has no thread that begins with {root_message_id!r}")
+        found = self._threads_of_root.of((room_id, root_message_id))
+        if not found:
+            raise NotFound(f"room {room_id!r} has no thread that begins with {root_message_id!r}")
+        return checked(found[-1])
 
     def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
         threads = self._threads_of_room.of(room_id)
@@ -207,6 +224,11 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
                 return standing
             raise AlreadyBound(
                 f"{':'.join(key)} is bound to room {standing.room_id!r} already", standing.room_id
+            )
+        other = self._bindings.peek(binding.id)
+        if other is not None:
+            raise AlreadyBound(
+                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
             )
         self._binding_of_external[key] = binding.id
         return self._bindings.put(binding)
@@ -256,10 +278,10 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
 
     def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
         self._onboardings[onboarding_id] = flow
-        return _copied_flow(flow)
+        return checked_flow(flow)
 
     def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
-        return _copied_flow(_get(self._onboardings, onboarding_id, "onboarding flow"))
+        return checked_flow(_get(self._onboardings, onboarding_id, "onboarding flow"))
 
     def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
         return self._bridges.put(config)
@@ -317,7 +339,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         ids = sorted(found, reverse=newest_first)
         if after is not None:
             ids = [one for one in ids if (one < after if newest_first else one > after)]
-        return [(one, deepcopy(found[one])) for one in ids[:limit]]
+        return [(one, _copied(found[one])) for one in ids[:limit]]
 
     def _of_kind(self, kind: str) -> dict[str, Any]:
         shelves: dict[str, _Shelf[Any]] = {
@@ -431,6 +453,16 @@ def _external_of_message(message: Message) -> tuple[str, str, str] | None:
     return (str(channel), str(bridge_id), str(message.external_id))
 
 
+def _external_of_thread(thread: Thread) -> tuple[str, str] | None:
+    external_id = thread.external_thread_id
+    return None if external_id is None else (thread.room_id, str(external_id))
+
+
+def _root_of_thread(thread: Thread) -> tuple[str, str] | None:
+    root = thread.root_message_id
+    return None if root is None else (thread.room_id, root)
+
+
 def _external_of_binding(binding: RoomBinding) -> tuple[str, str, str]:
     return (binding.channel, binding.bridge_id, str(binding.external_room_id))
 
@@ -442,7 +474,7 @@ def _external_keys(participant: Participant) -> set[tuple[str, str]]:
 def _has_name(name: object, query: DirectoryQuery) -> bool:
     if query.name is None:
         return True
-    return isinstance(name, str) and query.name.casefold() in name.casefold()
+    return isinstance(name, str) and folded(query.name) in folded(name)
 
 
 def _copies(models: Iterable[M]) -> list[M]:
@@ -453,8 +485,8 @@ def _first(limit: int, models: Iterable[M]) -> list[M]:
     return [model for _, model in zip(range(limit), models, strict=False)]
 
 
-def _copied_flow(flow: OnboardingFlow) -> OnboardingFlow:
-    return deepcopy(flow)
+def _copied(found: Model | OnboardingFlow) -> Model | OnboardingFlow:
+    return checked(found) if isinstance(found, Model) else checked_flow(found)
 
 
 def _get(mapping: dict[K, V], key: K, what: str) -> V:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import msgspec
 from msgspec.structs import replace
@@ -33,11 +32,17 @@ from trunkline.persistence.models import (
     RoutingPolicy,
     Thread,
     checked,
+    checked_flow,
+    choices,
+    folded,
+    id_problem,
+    shown,
 )
 
 __all__ = ("PersistenceStore",)
 
 M = TypeVar("M", bound=Model)
+V = TypeVar("V", str, int)
 
 _ENCRYPTED = "$trunkline-fernet"
 
@@ -150,12 +155,13 @@ class PersistenceStore(Store[PersistenceAdapter]):
     ) -> Participant:
         """The participant with this id on this channel, made with the fields `attrs` if need be.
 
-        However many callers race, in one process or several, there is one participant.
+        However many callers race, in one process or several, there is one participant. If `attrs`
+        has the id of a participant who is there, they get the external id and stay as they are.
         """
         channel, key = _id("channel", channel), _external("external_id", external_id)
-        fields = dict(attrs or {})
-        ids = {**fields.pop("external_ids", {}), channel: external_id}
-        candidate = Participant.new(**fields, external_ids=ids)
+        fields = _attrs(attrs)
+        ids = {**_map("external_ids", fields.get("external_ids")), channel: external_id}
+        candidate = Participant.new(**{**fields, "external_ids": ids})
         return await self._write(
             (channel, key),
             PersistenceAdapter.get_or_create_participant_by_external_id,
@@ -284,12 +290,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """The room that is bound to this external room, made with the fields `attrs` if need be.
 
         However many callers race, in one process or several, there is one room. A binding whose
-        room was deleted counts as none.
+        room was deleted counts as none. If `attrs` has the id of a room that is there, that room is
+        bound, and stays as it is.
         """
-        fields = dict(attrs or {})
-        bindings = {**fields.pop("external_bindings", {})}
-        bindings[channel] = {**bindings.get(channel, {}), bridge_id: external_id}
-        candidate = Room.new(**fields, external_bindings=bindings)
+        key = _binding_key(channel, bridge_id, external_id)
+        fields = _attrs(attrs)
+        bindings = {**_map("external_bindings", fields.get("external_bindings"))}
+        of_channel = _map(f"external_bindings[{channel!r}]", bindings.get(channel))
+        bindings[channel] = {**of_channel, bridge_id: external_id}
+        candidate = Room.new(**{**fields, "external_bindings": bindings})
         binding = RoomBinding.new(
             room_id=candidate.id,
             channel=channel,
@@ -297,7 +306,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             external_room_id=external_id,
         )
         return await self._write(
-            (channel, bridge_id, str(external_id)),
+            key,
             PersistenceAdapter.get_or_create_room_by_external_binding,
             candidate,
             binding,
@@ -309,9 +318,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_room_by_external_binding,
-            _id("channel", channel),
-            _id("bridge_id", bridge_id),
-            _external("external_id", external_id),
+            *_binding_key(channel, bridge_id, external_id),
         )
 
     async def create_room_binding(
@@ -327,12 +334,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
         Binding the same two again returns the binding that stands.
 
         Raises:
-            AlreadyBound: the external room is bound to another room, `error.room_id`.
+            AlreadyBound: the external room is bound to another room, `error.room_id`; or `attrs`
+                has the id of a binding of another external room.
             NotFound: there is no such room.
         """
+        _id("room_id", room_id)
+        _binding_key(channel, bridge_id, external_id)
         binding = RoomBinding.new(
             **{
-                **(attrs or {}),
+                **_attrs(attrs),
                 "room_id": room_id,
                 "channel": channel,
                 "bridge_id": bridge_id,
@@ -420,15 +430,12 @@ class PersistenceStore(Store[PersistenceAdapter]):
             raise InvalidModel(
                 f"an onboarding flow has a non-empty str onboarding_id, not {onboarding_id!r}"
             )
-        try:
-            copied = msgspec.json.decode(msgspec.json.encode(dict(flow)), type=OnboardingFlow)
-        except (TypeError, ValueError) as error:
-            raise InvalidModel(f"onboarding flow {onboarding_id!r}: {error}") from None
+        _id("onboarding_id", onboarding_id)
         return await self._write(
             onboarding_id,
             PersistenceAdapter.save_onboarding,
-            _id("onboarding_id", onboarding_id),
-            copied,
+            onboarding_id,
+            checked_flow(dict(flow)),
         )
 
     async def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
@@ -440,8 +447,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
         """Insert or update a bridge's configuration; what was saved."""
         config = _model(BridgeConfig, config)
-        await self._write(config.id, PersistenceAdapter.save_bridge_config, self._encrypted(config))
-        return config
+        saved = await self._write(
+            config.id, PersistenceAdapter.save_bridge_config, self._encrypted(config)
+        )
+        return self._decrypted(saved)
 
     async def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
         """Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted."""
@@ -451,6 +460,8 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def list_bridge_configs(self, *, enabled: bool | None = None) -> list[BridgeConfig]:
         """Configurations sorted by id, only those that are `enabled` or not."""
+        if enabled is not None and not isinstance(enabled, bool):
+            raise ConfigurationError(f"enabled is True, False or None, not {shown(enabled)}")
         configs = await self._read(PersistenceAdapter.list_bridge_configs, enabled)
         return [self._decrypted(config) for config in configs]
 
@@ -520,6 +531,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
         Returns:
             What is stored; with `duplicate` if the message was there before.
+
+        Raises:
+            InvalidModel: among others, a participant without an external id on that channel.
         """
         inbound = Inbound(
             _model(Room, room),
@@ -527,9 +541,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
             _model(Message, message),
         )
         binding = _model(RoomBinding, binding)
-        order_by = (binding.channel, binding.bridge_id, str(binding.external_room_id))
+        channel = binding.channel
+        if participant is not None and channel not in participant.external_ids:
+            raise InvalidModel(f"participant {participant.id!r} has no external id on {channel!r}")
         return await self._write(
-            order_by, PersistenceAdapter.save_inbound, inbound, binding, binding.channel
+            (channel, binding.bridge_id, str(binding.external_room_id)),
+            PersistenceAdapter.save_inbound,
+            inbound,
+            msgspec.structs.replace(binding, room_id=room.id),
+            channel,
         )
 
     async def counts(self) -> dict[str, int]:
@@ -547,8 +567,14 @@ class PersistenceStore(Store[PersistenceAdapter]):
             after: the last id of the page before.
             newest_first: backwards.
         """
-        if kind not in KINDS:
-            raise ConfigurationError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ConfigurationError(f"kind is one of {', '.join(KINDS)}, not {shown(kind)}")
+        # Only a subscription's id is of several parts, with a NUL between.
+        parts = after.split("\0", 1) if isinstance(after, str) else []
+        if kind == "ingress_subscriptions" and len(parts) == 2:
+            _id("after", parts[0])
+        else:
+            _optional("after", after)
         page = await self._read(PersistenceAdapter.scan, kind, _limit(limit), after, newest_first)
         return [
             (one, self._decrypted(model) if isinstance(model, BridgeConfig) else model)
@@ -558,6 +584,8 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- inside ----------------------------------------------------------------------------------
 
     def _encrypted(self, config: BridgeConfig) -> BridgeConfig:
+        if _ENCRYPTED in config.credentials:
+            raise InvalidModel(f"credentials of bridge {config.id!r} are encrypted already")
         if self._cipher is None or not config.credentials:
             return config
         token = self._cipher.encrypt(msgspec.json.encode(config.credentials))
@@ -595,19 +623,29 @@ _SCHEMES = {
 
 
 def _model(kind: type[M], model: M) -> M:
-    if not isinstance(model, kind):
+    # A subclass has fields that would not come back.
+    if type(model) is not kind:
         raise InvalidModel(f"expected a {kind.__name__}, not {type(model).__name__}")
     return checked(model)
+
+
+def _attrs(attrs: object) -> dict[str, Any]:
+    return dict(_map("attrs", attrs))
+
+
+def _map(name: str, value: object) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidModel(f"{name} is a mapping with keys of type str, not {shown(value)}")
+    return value
 
 
 def _id(name: str, value: object) -> str:
     """`value` if it can be an id at all; what cannot be one cannot be found either."""
     if not isinstance(value, str) or not value:
-        raise InvalidModel(f"{name} is a non-empty str, not {value!r}")
-    problem = text_problem(value)
-    if problem is not None:
-        raise InvalidModel(f"{name} {value!r} {problem}, and cannot be stored")
-    return value
+        raise InvalidModel(f"{name} is a non-empty str, not {shown(value)}")
+    return _storable(name, value)
 
 
 def _optional(name: str, value: object) -> str | None:
@@ -617,48 +655,63 @@ def _optional(name: str, value: object) -> str | None:
 def _external(name: str, value: object) -> str:
     """An external id as a string: `42` and `"42"` are the same."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return str(_storable(name, value))
     return _id(name, value)
+
+
+def _storable(name: str, value: V) -> V:
+    problem = id_problem(value)
+    if problem is not None:
+        raise InvalidModel(f"{name} {shown(value)} {problem}, and cannot be stored")
+    return value
+
+
+def _binding_key(channel: str, bridge_id: str, external_id: ExternalId) -> tuple[str, str, str]:
+    return (
+        _id("channel", channel),
+        _id("bridge_id", bridge_id),
+        _external("external_id", external_id),
+    )
 
 
 def _limit(value: object) -> int:
     if type(value) is not int or not 1 <= value <= 1_000:
-        raise ConfigurationError(f"limit is an int from 1 to 1,000, not {value!r}")
+        raise ConfigurationError(f"limit is an int from 1 to 1,000, not {shown(value)}")
     return value
 
 
 def _choice(kind: type[Model], field: str, value: object) -> str | None:
     """`value` if it is `None` or one of the values that a field may have."""
-    choices = _choices(kind, field)
-    if value is not None and value not in choices:
-        raise ConfigurationError(f"{field} is one of {', '.join(choices)}, not {value!r}")
+    known = choices(kind, field)
+    if value is not None and (not isinstance(value, str) or value not in known):
+        raise ConfigurationError(f"{field} is one of {', '.join(known)}, not {shown(value)}")
     return value
-
-
-@cache
-def _choices(kind: type[Model], field: str) -> tuple[str, ...]:
-    return get_args(get_type_hints(kind)[field])
 
 
 def _directory_query(target: str, query: Mapping[str, Any]) -> DirectoryQuery:
     if target not in get_args(DirectoryTarget):
-        raise ConfigurationError(f"the directory knows participant and room, not {target!r}")
-    fields = dict(query)
-    if fields.get("external_id") is not None:
-        fields["external_id"] = _external("external_id", fields["external_id"])
-    try:
-        converted = msgspec.convert(fields, DirectoryQuery)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"directory query {fields!r}: {error}") from None
-    for name in DirectoryQuery.__struct_fields__:
-        value = getattr(converted, name)
-        if value and name != "name":
+        raise ConfigurationError(f"the directory knows participant and room, not {shown(target)}")
+    if not isinstance(query, Mapping):
+        raise ConfigurationError(f"a directory query is a mapping, not {shown(query)}")
+    given = {name: value for name, value in query.items() if value is not None}
+    unknown = given.keys() - set(DirectoryQuery.__struct_fields__)
+    if unknown:
+        known = ", ".join(DirectoryQuery.__struct_fields__)
+        raise ConfigurationError(
+            f"the directory is searched by {known}, not by {min(map(repr, unknown))}"
+        )
+    for name, value in given.items():
+        if name == "external_id":
+            given[name] = _external(name, value)
+        elif name != "name":
             _id(name, value)
+        elif not isinstance(value, str) or text_problem(folded(value)) is not None:
+            raise InvalidModel(f"name is a str that is valid Unicode, not {shown(value)}")
     parts = {"channel", "external_id"} | ({"bridge_id"} if target == "room" else set())
-    given = {name for name in ("channel", "bridge_id", "external_id") if getattr(converted, name)}
-    if given and given != parts:
+    some = given.keys() & {"channel", "bridge_id", "external_id"}
+    if some and some != parts:
         raise ConfigurationError(
             f"a {target} is found by {', '.join(sorted(parts))} together, not by"
-            f" {', '.join(sorted(given))}"
+            f" {', '.join(sorted(some))}"
         )
-    return converted
+    return DirectoryQuery(**given)

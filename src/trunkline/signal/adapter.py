@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,10 @@ class Versioned(NamedTuple):
     version: int
     value: bytes
 
+    def __repr__(self) -> str:
+        # The value stays out: it is a secret.
+        return f"<Versioned {self.version}>"
+
 
 #: Encoded values by name; `None` deletes.
 Changes: TypeAlias = Mapping[KeyName, bytes | None]
@@ -44,8 +48,17 @@ class Commit(msgspec.Struct, frozen=True):
     expected: Mapping[KeyName, int] = {}
     #: Whether everything else is deleted first.
     clear: bool = False
+    #: How many entries there must be; `None` if any number will do.
+    expected_entries: int | None = None
     #: The lock among processes that must still be held, with its token.
     lease: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        # The values stay out: they are secrets.
+        return f"<Commit {self.version} of {len(self.changes)} changes>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("version", self.version)]
 
 
 class SignalAdapter(Adapter, ABC):
@@ -60,8 +73,8 @@ class SignalAdapter(Adapter, ABC):
         """Store the changes wholly and at one instant, also among processes.
 
         Returns:
-            False if an entry no longer has the version that is expected of it, or the lease has
-            ended; nothing is stored then.
+            False if an entry no longer has the version that is expected of it, there are not as
+            many entries as expected, or the lease has ended; nothing is stored then.
         """
 
     @abstractmethod

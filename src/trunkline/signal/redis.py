@@ -11,8 +11,9 @@ from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 
 __all__ = ("RedisSignalAdapter",)
 
-_PREFIX = "trunkline:{signal}"
-_FAMILIES = f"{_PREFIX}:families"
+#: What the keys of the families begin with: nothing else does, whatever a family is called.
+_PREFIX = "trunkline:{signal}:family"
+_FAMILIES = "trunkline:{signal}:families"
 
 # A value is kept behind the decimal digits of its version and a colon.
 
@@ -24,13 +25,21 @@ return found
 """
 
 #: KEYS[1]: the set of families; KEYS[2]: the lock, or anything.
-#: ARGV: prefix, token of the lock or '', version, clear, number of expected, then triples family,
-#: id, version, then quadruples family, id, '1' to set or '0' to delete, value.
+#: ARGV: prefix, token of the lock or '', version, clear, expected number of entries or '', number
+#: of expected, then triples family, id, version, then quadruples family, id, '1' to set or '0' to
+#: delete, value.
 _COMMIT = """
-local prefix, token, version, clear = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local prefix, token, version, clear, entries = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if token ~= '' and redis.call('GET', KEYS[2]) ~= token then return 0 end
-local i = 6
-for _ = 1, tonumber(ARGV[5]) do
+if entries ~= '' then
+    local standing = 0
+    for _, family in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+        standing = standing + redis.call('HLEN', prefix .. ':' .. family)
+    end
+    if standing ~= tonumber(entries) then return 0 end
+end
+local i = 7
+for _ = 1, tonumber(ARGV[6]) do
     local stored = redis.call('HGET', prefix .. ':' .. ARGV[i], ARGV[i + 1])
     local standing = '0'
     if stored then standing = string.match(stored, '^(%d+):') end
@@ -85,6 +94,7 @@ class RedisSignalAdapter(LeaseLocks, SignalAdapter):
     def sibling(self) -> Self:
         other = object.__new__(type(self))
         other.server = self.server.sibling()
+        other.lease_ms = self.lease_ms
         return other
 
     def open(self) -> None:
@@ -121,7 +131,8 @@ class RedisSignalAdapter(LeaseLocks, SignalAdapter):
 
     def _commit(self, commit: Commit) -> ScriptCall:
         lock, token = commit.lease or ("", "")
-        arguments: list[Any] = [_PREFIX, token, commit.version, int(commit.clear)]
+        count = "" if commit.expected_entries is None else commit.expected_entries
+        arguments: list[Any] = [_PREFIX, token, commit.version, int(commit.clear), count]
         arguments.append(len(commit.expected))
         for (family, entry_id), version in commit.expected.items():
             arguments += [family, entry_id, version]

@@ -38,8 +38,9 @@ _DELETE = sa.delete(entries).where(
     entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
 )
 
-#: SQLite takes so many parameters a statement at least; a name is two.
-_NAMES_A_STATEMENT = 400
+#: How many names a statement takes, each with two parameters. Whatever has more is read in several:
+#: SQLite shows all of them the same instant.
+_NAMES_IN_SQLITE, _NAMES_IN_POSTGRES = 400, 30_000
 
 #: Any number, the same in every trunkline: commits among processes go one after another, since
 #: an entry that is not there cannot be locked.
@@ -84,20 +85,25 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         found = {}
         wanted = list(names)
-        for start in range(0, len(wanted), _NAMES_A_STATEMENT):
-            part = [tuple(name) for name in wanted[start : start + _NAMES_A_STATEMENT]]
+        limit = _NAMES_IN_SQLITE if self.database.is_sqlite else _NAMES_IN_POSTGRES
+        for start in range(0, len(wanted), limit):
+            part = [tuple(name) for name in wanted[start : start + limit]]
             for row in self.database.connection.execute(_READ, {"names": part}):
                 found[KeyName(row.family, row.id)] = Versioned(row.version, bytes(row.value))
         return found
 
     def commit(self, commit: Commit) -> bool:
+        connection = self.database.connection
+        if commit.expected_entries is not None:
+            count = sa.select(sa.func.count()).select_from(entries)
+            if connection.execute(count).scalar() != commit.expected_entries:
+                return False
         if commit.expected:
             standing = self.get(commit.expected)
             for name, version in commit.expected.items():
                 entry = standing.get(name)
                 if (ABSENT if entry is None else entry.version) != version:
                     return False
-        connection = self.database.connection
         if commit.clear:
             connection.execute(sa.delete(entries))
         rows: list[dict[str, Any]] = []

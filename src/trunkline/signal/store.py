@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
-from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
+from trunkline.actors.lifetime import open_task_group
+from trunkline.backends import REDIS_SCHEMES, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lease
 from trunkline.backends.text import text_problem
-from trunkline.errors import ConfigurationError, TransactionConflict
-from trunkline.signal.adapter import Commit, KeyName, SignalAdapter
+from trunkline.errors import ConfigurationError, StoreUnavailable, TransactionConflict
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 from trunkline.signal.families import FAMILIES
 from trunkline.signal.transaction import SignalTransaction
 
@@ -29,6 +32,12 @@ _running: ContextVar[Mapping[int, SignalTransaction]] = ContextVar("trunkline_si
 
 #: The first byte of a stored value.
 _PLAIN, _ENCRYPTED = b"\0", b"\1"
+
+#: The longest name that every database can index, in bytes of UTF-8.
+_MAX_NAME = 1_000
+
+#: The longest rest between two attempts of `transact`, in seconds.
+_LONGEST_REST = 0.25
 
 
 class SignalStore(Store[SignalAdapter]):
@@ -49,7 +58,9 @@ class SignalStore(Store[SignalAdapter]):
 
     Values are bytes, lists, maps, key pairs, whatever msgpack holds, and come back with the same
     types. They never appear in a repr, a log, an event or an error. Every method raises
-    `StoreUnavailable` while the database is away, within `call_timeout_ms`.
+    `StoreUnavailable` while the database is away, within `call_timeout_ms`. If the connection
+    breaks just when something is stored, it says that nobody knows whether it was: then it was
+    stored wholly or not at all.
 
     Source: BaileysEx.Signal.Store, after the `keys` of Baileys. New is that two transactions which
     touch the same entries under different keys cannot silently undo one another.
@@ -78,7 +89,7 @@ class SignalStore(Store[SignalAdapter]):
     ) -> None:
         super().__init__(choose_adapter(url, adapter, _SCHEMES), name=name, **options)
         self._codec = _Codec(
-            FAMILIES | frozenset(families),
+            FAMILIES | _registered(families),
             None if encryption_key is None else Cipher(encryption_key),
         )
 
@@ -92,7 +103,7 @@ class SignalStore(Store[SignalAdapter]):
         names = self._codec.names(family, ids)
         if not names:
             return {}
-        found = await self._read(SignalAdapter.get, names)
+        found = await self._read_versions(names)
         return {
             name.id: self._codec.decode(name, found[name].value) for name in names if name in found
         }
@@ -117,7 +128,12 @@ class SignalStore(Store[SignalAdapter]):
 
         It commits on leaving, and rolls back on an exception or a cancellation. Transactions on
         one key run one after another, in the order of arrival; among processes too on PostgreSQL,
-        Redis and Valkey. One that is begun inside another joins it, whatever its key.
+        Redis and Valkey.
+
+        One that is begun inside another, in its task or in a task started there, joins it, whatever
+        its key: it is the same transaction, and what it did is committed or rolled back with the
+        rest. An exception that leaves only the inner one undoes nothing. The store's own `get`,
+        `set` and `clear` are outside of every transaction; use those of `tx`.
 
         Raises:
             TransactionConflict: on leaving: something that it has touched was changed meanwhile by
@@ -125,7 +141,7 @@ class SignalStore(Store[SignalAdapter]):
                 Nothing of it is stored. `transact` runs a function again.
             ConfigurationError: `key` is no string.
         """
-        return self._transaction(_id("the key of a transaction", key))
+        return self._transaction(self._codec.lock(key))
 
     async def transact(
         self,
@@ -144,8 +160,11 @@ class SignalStore(Store[SignalAdapter]):
 
         Raises:
             TransactionConflict: the last attempt met one as well.
+            ConfigurationError: `key` is no string, or `retries` no int of 0 or more.
             Exception: whatever `function` raised.
         """
+        if type(retries) is not int or retries < 0:
+            raise ConfigurationError(f"retries is an int of 0 or more, not {retries!r}")
         for attempt in range(retries + 1):
             try:
                 async with self.transaction(key) as tx:
@@ -154,7 +173,7 @@ class SignalStore(Store[SignalAdapter]):
                 # Inside an outer transaction the conflict is for that one to deal with.
                 if attempt == retries or self.in_transaction:
                     raise
-            await anyio.sleep(random.uniform(0, 0.002 * 2**attempt))
+            await anyio.sleep(random.uniform(0, min(_LONGEST_REST, 0.002 * 2 ** min(attempt, 30))))
         raise AssertionError("unreachable")
 
     @property
@@ -187,25 +206,34 @@ class SignalStore(Store[SignalAdapter]):
             yield outer
             return
         async with self._hold(f"transaction:{key}") as lease:
-            tx = SignalTransaction(key, self._read_versions, self._codec)
+            tx = SignalTransaction(key, self._read_versions, self._read_names, self._codec)
             token = _running.set({**_running.get(), id(self): tx})
             try:
                 yield tx
             finally:
                 tx.is_open = False
                 _running.reset(token)
-            if tx.has_changes():
-                # Once it is begun a commit is not torn: whoever is cancelled meanwhile hears of
-                # it afterwards.
-                with anyio.CancelScope(shield=True):
-                    await self._commit_transaction(tx, lease)
+            outcome = tx.outcome(_new_version())
+            if outcome is not None:
+                await self._commit_untorn(outcome, lease)
 
-    async def _commit_transaction(self, tx: SignalTransaction, lease: Lease | None) -> None:
-        changes, expected, clear = tx.outcome()
-        held = None if lease is None else (lease.key, lease.token)
-        if lease is not None:
-            await self._require_held(lease)
-        await self._commit(Commit(changes, _new_version(), expected, clear, held))
+    async def _commit_untorn(self, commit: Commit, lease: Lease | None) -> None:
+        """Commit while the lock is held; whoever is cancelled meanwhile hears of it afterwards."""
+        with anyio.CancelScope(shield=True):
+            if self._adapter.blocking:
+                # In a task of its own, with a shield of its own, since this one does not keep out
+                # asyncio's `task.cancel()`.
+                async with open_task_group() as task_group:
+                    task_group.start_soon(self._commit_held, commit, lease)
+            else:
+                await self._commit_held(commit, lease)
+
+    async def _commit_held(self, commit: Commit, lease: Lease | None) -> None:
+        with anyio.CancelScope(shield=True):
+            if lease is not None:
+                await self._require_held(lease)
+                commit = msgspec.structs.replace(commit, lease=(lease.key, lease.token))
+            await self._commit(commit)
 
     async def _require_held(self, lease: Lease) -> None:
         if lease.lost or not await self._ask_locker(
@@ -216,13 +244,23 @@ class SignalStore(Store[SignalAdapter]):
             )
 
     async def _commit(self, commit: Commit) -> None:
-        if not await self._write(None, SignalAdapter.commit, commit):
+        try:
+            stored = await self._write(None, SignalAdapter.commit, commit)
+        except StoreUnavailable as error:
+            if not isinstance(error, ConnectionLost) and error.__cause__ is None:
+                raise
+            # It may have broken, or have taken too long, just before the answer.
+            raise StoreUnavailable(f"{error}; nobody knows whether this was stored") from error
+        if not stored:
             raise TransactionConflict(
                 "another transaction has changed what this one has touched; nothing was stored"
             )
 
-    async def _read_versions(self, names: Any) -> Any:
+    async def _read_versions(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         return await self._read(SignalAdapter.get, names)
+
+    async def _read_names(self) -> Collection[KeyName]:
+        return await self._read(SignalAdapter.names)
 
     def _current(self) -> SignalTransaction | None:
         tx = _running.get().get(id(self))
@@ -237,11 +275,15 @@ class _Codec:
         self._families = families
         self._cipher = cipher
 
+    def lock(self, key: str) -> str:
+        return _text("the key of a transaction", key)
+
     def names(self, family: str, ids: Iterable[str]) -> list[KeyName]:
         self._check_family(family)
         if isinstance(ids, str | bytes):
             raise ConfigurationError(f"ids of {family} are a list of strings, not one string")
-        return [KeyName(family, _id(f"an id of {family}", one)) for one in dict.fromkeys(ids)]
+        names = (KeyName(family, _text(f"an id of {family}", one)) for one in ids)
+        return list(dict.fromkeys(names))
 
     def changes(self, data: Mapping[str, Mapping[str, Any]]) -> dict[KeyName, bytes | None]:
         if not isinstance(data, Mapping):
@@ -254,7 +296,7 @@ class _Codec:
                     f"{family} takes a map of values by id, not {type(values).__name__}"
                 )
             for entry_id, value in values.items():
-                name = KeyName(family, _id(f"an id of {family}", entry_id))
+                name = KeyName(family, _text(f"an id of {family}", entry_id))
                 changes[name] = None if value is None else self._encode(name, value)
         return changes
 
@@ -279,9 +321,11 @@ class _Codec:
         return _ENCRYPTED + self._cipher.encrypt(plain).encode()
 
     def _check_family(self, family: object) -> None:
+        if not isinstance(family, str):
+            raise ConfigurationError(f"a family is a str, not {type(family).__name__}")
         if family not in self._families:
             raise ConfigurationError(
-                f"unknown family {family!r}: known are {', '.join(sorted(self._families))};"
+                f"unknown family {family[:40]!r}: known are {', '.join(sorted(self._families))};"
                 " others are given as families="
             )
 
@@ -312,15 +356,24 @@ _SCHEMES = {
 }
 
 
-def _id(what: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{what} is a non-empty str, not {type(value).__name__}")
-    problem = text_problem(value)
+def _registered(families: Iterable[str]) -> frozenset[str]:
+    if isinstance(families, str):
+        raise ConfigurationError(f"families= takes a list of names, not one: {families!r}")
+    return frozenset(_text("the name of a family", family) for family in families)
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what} is a str, not {type(value).__name__}")
+    problem = text_problem(value) if value else "is empty"
+    if problem is None and len(value.encode()) > _MAX_NAME:
+        problem = f"is longer than {_MAX_NAME} bytes"
     if problem is not None:
-        raise ConfigurationError(f"{what} {problem}, and cannot be stored: {value!r}")
+        raise ConfigurationError(f"{what} {problem}, and cannot be stored: {value[:40]!r}")
     return value
 
 
 def _new_version() -> int:
     """A version that no other change has: versions are only compared for being the same."""
-    return random.getrandbits(62) + 1
+    # Not from `random`: two processes that seed it alike would make the same ones.
+    return secrets.randbits(62) + 1

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, TypeVar
 
-from trunkline.signal.adapter import ABSENT, KeyName, Versioned
+from trunkline.signal.adapter import ABSENT, Commit, KeyName, Versioned
 
-__all__ = ("SignalTransaction", "ValueCodec")
+__all__ = ("SignalTransaction", "TransactionCodec")
+
+R = TypeVar("R")
 
 
-class ValueCodec(Protocol):
+class TransactionCodec(Protocol):
     """Checks names and turns values into bytes and back."""
+
+    def lock(self, key: str) -> str: ...
 
     def names(self, family: str, ids: Iterable[str]) -> list[KeyName]: ...
 
@@ -31,18 +36,23 @@ class SignalTransaction:
         self,
         key: str,
         read: Callable[[Collection[KeyName]], Awaitable[dict[KeyName, Versioned]]],
-        codec: ValueCodec,
+        read_names: Callable[[], Awaitable[Collection[KeyName]]],
+        codec: TransactionCodec,
     ) -> None:
         #: The key it was begun with.
         self.key = key
         #: Whether it is under way still.
         self.is_open = True
         self._read = read
+        self._read_names = read_names
         self._codec = codec
         # What was stored when this transaction first touched it; the commit checks the versions.
         self._seen: dict[KeyName, Versioned | None] = {}
+        # At how many instants it was looked at.
+        self._reads = 0
         self._changes: dict[KeyName, bytes | None] = {}
-        self._cleared = False
+        # How many entries there were when this transaction deleted them all.
+        self._cleared: int | None = None
 
     def __repr__(self) -> str:
         return f"<SignalTransaction {self.key!r} {'open' if self.is_open else 'over'}>"
@@ -67,28 +77,57 @@ class SignalTransaction:
         self._changes.update(changes)
 
     async def clear(self) -> None:
-        """Delete everything in the store."""
+        """Delete everything in the store: that touches every entry there is."""
         self._require_open()
+        if self._cleared is None:
+            names = await self._read_names()
+            await self._touch(names)
+            self._cleared = sum(self._seen[name] is not None for name in names)
         self._changes.clear()
-        self._cleared = True
+
+    def transaction(self, key: str) -> AbstractAsyncContextManager[SignalTransaction]:
+        """This transaction itself: one that is begun inside another joins it, whatever its key."""
+        self._codec.lock(key)
+        return self._join()
+
+    async def transact(
+        self,
+        key: str,
+        function: Callable[[SignalTransaction], Awaitable[R]],
+        *,
+        retries: int = 0,
+    ) -> R:
+        """Run `function` in this transaction, once: a conflict shows when this one commits."""
+        async with self.transaction(key) as tx:
+            return await function(tx)
 
     @property
     def in_transaction(self) -> bool:
         """True while it is under way."""
         return self.is_open
 
+    @asynccontextmanager
+    async def _join(self) -> AsyncGenerator[SignalTransaction, Any]:
+        self._require_open()
+        yield self
+
     def _encoded(self, name: KeyName) -> bytes | None:
         if name in self._changes:
             return self._changes[name]
         seen = self._seen[name]
-        return None if seen is None or self._cleared else seen.value
+        return None if seen is None or self._cleared is not None else seen.value
 
     async def _touch(self, names: Iterable[KeyName]) -> None:
         """See what is stored under `names`, so that a change of it by others is noticed."""
         unseen = [name for name in names if name not in self._seen]
         if unseen:
             found = await self._read(unseen)
-            self._seen.update((name, found.get(name)) for name in unseen)
+            # Tasks that share the transaction may have ended it meanwhile, or have seen an entry
+            # before this one did: what was seen first is what must still stand.
+            self._require_open()
+            self._reads += 1
+            for name in unseen:
+                self._seen.setdefault(name, found.get(name))
 
     def _require_open(self) -> None:
         if not self.is_open:
@@ -96,13 +135,21 @@ class SignalTransaction:
 
     # -- for the store -----------------------------------------------------------------------------
 
-    def has_changes(self) -> bool:
-        """Whether there is anything to commit."""
-        return bool(self._changes) or self._cleared
+    def outcome(self, version: int) -> Commit | None:
+        """What there is to commit, or to check; `None` if nothing.
 
-    def outcome(self) -> tuple[dict[KeyName, bytes | None], dict[KeyName, int], bool]:
-        """The changes, the versions that must still stand, and whether all else is deleted."""
+        What was read at one instant was true at that instant, and needs no check. What was read
+        at several may never have been true together.
+        """
+        if not self._changes and self._cleared is None and self._reads < 2:
+            return None
         expected = {
             name: ABSENT if seen is None else seen.version for name, seen in self._seen.items()
         }
-        return self._changes, expected, self._cleared
+        return Commit(
+            self._changes,
+            version,
+            expected,
+            clear=self._cleared is not None,
+            expected_entries=self._cleared,
+        )

@@ -1,0 +1,1 @@
+"""trunkline in the bot frameworks: one module each, behind an extra of the same name."""
