@@ -689,6 +689,17 @@ async def test_leaving_does_not_wait_for_the_rest_of_an_actor_that_nobody_calls(
 
 
 @pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)
+async def test_leaving_does_not_wait_for_a_call_that_its_caller_gave_up():
+    async with Supervisor(policy=NEVER_BACK) as supervisor:
+        counter = await supervisor.spawn(Counter, call_timeout_ms=100)
+        await crash(counter)
+        with pytest.raises(CallTimeout):
+            await counter.call(Counter.add)
+        left_at = anyio.current_time()
+    assert anyio.current_time() == left_at
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)
 async def test_leaving_waits_for_the_rest_of_an_actor_that_has_accepted_calls():
     policy = RestartPolicy(min_backoff_ms=700, jitter=0.0)
     results = []

@@ -107,8 +107,11 @@ class Mailbox:
 
     @property
     def accepted(self) -> int:
-        """Calls in the queue; those that wait for room are not."""
-        return self._send.statistics().current_buffer_used
+        """Calls in the queue, if anybody still waits for a reply; those that wait for room are not.
+
+        What was left in the queue by callers that gave up is nothing to stay up for.
+        """
+        return self._send.statistics().current_buffer_used if self._unanswered else 0
 
     @property
     def overfull(self) -> bool:

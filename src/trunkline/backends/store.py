@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import msgspec
@@ -66,6 +66,8 @@ class Store(Service, Generic[AdapterT]):
         self.name = name
         #: Whom the store tells what happens: `store.events.subscribe(function)`.
         self.events = Events()
+        #: What makes a context around each call, by its name; see `trunkline.observe.otel`.
+        self.tracing: Callable[[str], AbstractContextManager[Any]] | None = None
         self._adapter = adapter
         self._call_timeout_ms = require_positive_ms("call_timeout_ms", call_timeout_ms)
         self._mailbox_size = require_positive_ms("mailbox_size", mailbox_size)
@@ -134,6 +136,14 @@ class Store(Service, Generic[AdapterT]):
         return await self._ask(self._locker, method, args, {})
 
     async def _ask(
+        self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        if self.tracing is None:
+            return await self._call(worker, method, args, kwargs)
+        with self.tracing(method.__name__):
+            return await self._call(worker, method, args, kwargs)
+
+    async def _call(
         self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         operation = Operation(method.__name__, args, kwargs)

@@ -93,18 +93,34 @@ class ThreadWorker(BatchActor):
         await self._in_thread(self._adapter.close)
 
     async def handle_batch(self, calls: Sequence[Call]) -> None:
+        deadline = monotonic() + self._timeout
         operations: list[Operation] = [call.args[0] for call in calls]
-        await self._in_thread(self._run_batch, operations)
-        bug: Exception | None = None
-        for call, operation in zip(calls, operations, strict=True):
-            if operation.error is None:
-                call.answer(operation.value)
-            elif isinstance(operation.error, TrunklineError):
-                call.fail(operation.error)
-            else:
-                bug = operation.error
-        if bug is not None:
-            raise bug
+        failure = await self._in_thread(self._run_batch, operations)
+        if failure is not None:
+            await self._run_singly(calls, failure, deadline)
+        for call in calls:
+            _reply(call)
+        for operation in operations:
+            if operation.error is not None and not isinstance(operation.error, TrunklineError):
+                raise operation.error
+
+    async def _run_singly(self, calls: Sequence[Call], failure: Exception, deadline: float) -> None:
+        """Run each in a transaction of its own, after `failure` has undone them all.
+
+        Each gets its reply at once: the next may have to wait for another process.
+        """
+        operations: list[Operation] = [call.args[0] for call in calls]
+        for index, call in enumerate(calls):
+            if monotonic() > deadline:
+                # Nobody waits any more for those that are left, and others wait behind them.
+                _fail_all(operations[index:], _no_time_left(failure))
+                return
+            await self._in_thread(self._run_alone, operations[index], deadline)
+            _reply(call)
+            error = operations[index].error
+            if isinstance(error, ConnectionLost):
+                _fail_all(operations[index + 1 :], error)
+                return
 
     async def _in_thread(self, function: Callable[..., R], *args: Any) -> R:
         return await to_thread.run_sync(self._in_turn, function, args, limiter=self._limiter)
@@ -119,8 +135,8 @@ class ThreadWorker(BatchActor):
         self._adapter.open()
         self._is_open = True
 
-    def _run_batch(self, operations: Sequence[Operation]) -> None:
-        deadline = monotonic() + self._timeout
+    def _run_batch(self, operations: Sequence[Operation]) -> Exception | None:
+        """Run all in one transaction; why that was undone, if each should be run alone."""
         begun = False
         try:
             if not self._is_open:
@@ -133,27 +149,11 @@ class ThreadWorker(BatchActor):
                 else:
                     self._adapter.run_together(operations)
         except Exception as error:
-            if begun and not isinstance(error, ConnectionLost):
-                self._run_singly(operations, error, deadline)
-            else:
-                _fail_all(operations, error)
-
-    def _run_singly(
-        self, operations: Sequence[Operation], error: Exception, deadline: float
-    ) -> None:
-        """Run each in a transaction of its own, after `error` has undone them all."""
-        if len(operations) == 1 and not isinstance(error, Conflict):
+            is_final = len(operations) == 1 and not isinstance(error, Conflict)
+            if begun and not is_final and not isinstance(error, ConnectionLost):
+                return error
             _fail_all(operations, error)
-            return
-        for index, operation in enumerate(operations):
-            if monotonic() > deadline:
-                # Nobody waits any more for those that are left, and others wait behind them.
-                _fail_all(operations[index:], _no_time_left(error))
-                return
-            self._run_alone(operation, deadline)
-            if isinstance(operation.error, ConnectionLost):
-                _fail_all(operations[index:], operation.error)
-                return
+        return None
 
     def _run_alone(self, operation: Operation, deadline: float) -> None:
         while True:
@@ -186,6 +186,15 @@ class ThreadWorker(BatchActor):
 
 #: Between two attempts of a call that met another transaction, in seconds.
 _LONGEST_REST = 0.02
+
+
+def _reply(call: Call) -> None:
+    """Give the caller what came of its operation; a bug is for the actor to die of."""
+    operation: Operation = call.args[0]
+    if operation.error is None:
+        call.answer(operation.value)
+    elif isinstance(operation.error, TrunklineError):
+        call.fail(operation.error)
 
 
 def _fail_all(operations: Sequence[Operation], error: Exception) -> None:

@@ -1,0 +1,63 @@
+"""OpenTelemetry spans around the calls of stores, off unless a program turns them on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from trunkline.errors import ConfigurationError
+
+try:
+    from opentelemetry.trace import SpanKind, Tracer, TracerProvider, get_tracer
+except ModuleNotFoundError:
+    raise ConfigurationError(
+        "spans need the OpenTelemetry API: pip install 'trunkline[otel]'"
+    ) from None
+
+__all__ = ("trace_stores",)
+
+
+class _Traceable(Protocol):
+    name: str
+    tracing: Any
+
+
+def trace_stores(*stores: _Traceable, tracer_provider: TracerProvider | None = None) -> None:
+    """Make a span around every call of `stores` from now on.
+
+    A span is named `<instance> <operation>`, such as `persistence save_message`, and has the
+    attributes `trunkline.instance` and `trunkline.operation`. Arguments and results stay out: they
+    may be secrets.
+
+    Args:
+        *stores: `PersistenceStore`, `FSMStore`, `SignalStore`.
+        tracer_provider: the program's own by default.
+
+    Example:
+        >>> from trunkline import FSMStore
+        >>> store = FSMStore("memory://")
+        >>> trace_stores(store)
+    """
+    tracer = get_tracer("trunkline", tracer_provider=tracer_provider)
+    for store in stores:
+        store.tracing = _Spans(store.name, tracer)
+
+
+class _Spans:
+    """Begins the spans of one store."""
+
+    def __init__(self, instance: str, tracer: Tracer) -> None:
+        self._instance = instance
+        self._tracer = tracer
+
+    def __call__(self, operation: str) -> AbstractContextManager[Any]:
+        return self._tracer.start_as_current_span(
+            f"{self._instance} {operation}",
+            kind=SpanKind.CLIENT,
+            attributes={
+                "trunkline.instance": self._instance,
+                "trunkline.operation": operation,
+            },
+            # The message of an error is no secret, but its traceback may quote one.
+            record_exception=False,
+        )
