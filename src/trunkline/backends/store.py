@@ -13,7 +13,7 @@ from trunkline.actors.policy import require_positive_ms
 from trunkline.backends.adapter import Adapter, Operation
 from trunkline.backends.locks import KeyLocks, Lease, hold_shared
 from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
-from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable
+from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable, TrunklineError
 from trunkline.observe import Events
 
 __all__ = ("Store", "StoreStats")
@@ -96,6 +96,8 @@ class Store(Service, Generic[AdapterT]):
         workers = self._readers or self._writers
         # The shortest queue: reads need no order among themselves.
         worker = min(workers, key=_mailbox_depth) if len(workers) > 1 else _only(self, workers)
+        if worker.local_turns and self.tracing is None:
+            return self._run_at_once(worker, method, args, kwargs)
         result: R = await self._ask(worker, method, args, kwargs)
         return result
 
@@ -114,7 +116,25 @@ class Store(Service, Generic[AdapterT]):
         worker = (
             workers[hash(order_by) % len(workers)] if len(workers) > 1 else _only(self, workers)
         )
+        if worker.local_turns and self.tracing is None:
+            return self._run_at_once(worker, method, args, kwargs)
         result: R = await self._ask(worker, method, args, kwargs)
+        return result
+
+    def _run_at_once(
+        self, worker: ActorRef[Any], method: Callable[..., R], args: Any, kwargs: Any
+    ) -> R:
+        """What `worker.call` would do, two coroutines shorter: half the time of a call in memory.
+
+        Only a `DirectWorker` has local turns, and it runs nothing but the adapter.
+        """
+        worker.local_turns -= 1
+        try:
+            result: R = getattr(self._adapter, method.__name__)(*args, **kwargs)
+        except TrunklineError:
+            raise
+        except Exception as error:
+            raise worker.crashed(error) from error
         return result
 
     @asynccontextmanager
