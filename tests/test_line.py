@@ -1,0 +1,399 @@
+"""Trunkline: what a bot author holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from trunkline import Trunkline
+from trunkline.errors import ConfigurationError, InvalidModel, InvalidSessionKey, StoreUnavailable
+from trunkline.fsm.memory import MemoryFSMAdapter
+from trunkline.persistence.memory import MemoryPersistenceAdapter
+from trunkline.testing import ManualClock, crash
+
+
+@pytest.fixture
+async def line():
+    async with Trunkline(partition_count=2) as line:
+        yield line
+
+
+def hello(**changes):
+    return {
+        "channel": "telegram",
+        "bridge_id": "bot",
+        "external_room_id": 42,
+        "external_user_id": 7,
+        "external_message_id": 1,
+        "content": "hello",
+        **changes,
+    }
+
+
+async def send(route, content):
+    return f"sent to {route.external_room_id}"
+
+
+# -- ingest ----------------------------------------------------------------------------------------
+
+
+async def test_a_message_makes_its_room_and_participant_and_is_stored(line):
+    arrival = await line.ingest(
+        **hello(room={"name": "Lobby", "type": "group"}, participant={"identity": {"name": "Ada"}})
+    )
+
+    room = await line.persistence.get_room_by_external_binding("telegram", "bot", 42)
+    assert room == arrival.room
+    assert (room.name, room.type) == ("Lobby", "group")
+    ada = await line.persistence.get_or_create_participant_by_external_id("telegram", 7)
+    assert ada == arrival.participant
+    assert ada.identity == {"name": "Ada"}
+    (message,) = await line.persistence.get_messages(room.id)
+    assert message == arrival.message
+    assert (message.content, message.sender_id, message.room_id) == ("hello", ada.id, room.id)
+    assert message.metadata == {"channel": "telegram", "bridge_id": "bot"}
+    assert not arrival.duplicate
+
+
+async def test_a_second_message_finds_room_and_participant(line):
+    first = await line.ingest(**hello())
+    second = await line.ingest(**hello(external_message_id=2, room={"name": "another name"}))
+    assert second.room == first.room
+    assert second.participant == first.participant
+    counts = await line.persistence.counts()
+    assert (counts["rooms"], counts["participants"], counts["messages"]) == (1, 1, 2)
+
+
+async def test_the_same_message_again_gives_the_stored_one(line):
+    first = await line.ingest(**hello())
+    again = await line.ingest(**hello(content="edited on the way"))
+    assert again.duplicate
+    assert again.message == first.message
+    assert (await line.persistence.counts())["messages"] == 1
+
+
+async def test_of_64_tasks_with_the_same_message_one_stores_it(line):
+    arrivals = []
+
+    async def ingest():
+        arrivals.append(await line.ingest(**hello()))
+
+    async with anyio.create_task_group() as task_group:
+        for _ in range(64):
+            task_group.start_soon(ingest)
+    assert sum(not arrival.duplicate for arrival in arrivals) == 1
+    assert len({arrival.message.id for arrival in arrivals}) == 1
+
+
+async def test_two_chats_may_have_messages_of_the_same_id(line):
+    first = await line.ingest(**hello())
+    other = await line.ingest(**hello(external_room_id=43))
+    assert not other.duplicate
+    assert other.message.id != first.message.id
+
+
+async def test_a_message_without_an_external_id_is_always_new(line):
+    for _ in range(2):
+        arrival = await line.ingest(**hello(external_message_id=None))
+        assert not arrival.duplicate
+    assert (await line.persistence.counts())["messages"] == 2
+
+
+async def test_an_external_id_may_be_a_number_or_its_text(line):
+    await line.ingest(**hello())
+    again = await line.ingest(
+        **hello(external_room_id="42", external_user_id="7", external_message_id="1")
+    )
+    assert again.duplicate
+
+
+async def test_external_ids_on_other_channels_may_be_given_for_who_is_made(line):
+    arrival = await line.ingest(**hello(participant={"external_ids": {"discord": "ada"}}))
+    assert arrival.participant.external_ids == {"discord": "ada", "telegram": 7}
+    found = await line.persistence.get_or_create_participant_by_external_id("discord", "ada")
+    assert found.id == arrival.participant.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"channel": ""}, (InvalidModel, InvalidSessionKey)),
+        ({"bridge_id": 5}, (InvalidModel, InvalidSessionKey)),
+        ({"external_room_id": None}, (InvalidModel, InvalidSessionKey)),
+        ({"content": object()}, InvalidModel),
+        ({"room": {"type": "palace"}}, InvalidModel),
+        ({"participant": {"shoe_size": 38}}, InvalidModel),
+    ],
+)
+async def test_a_message_that_cannot_be_stores_nothing_and_sets_no_route(line, changes, error):
+    with pytest.raises(error):
+        await line.ingest(**hello(**changes))
+    assert not any((await line.persistence.counts()).values())
+    assert line.router.stats().total.entries == 0
+
+
+async def test_a_line_without_persistence_routes_all_the_same():
+    async with Trunkline(persistence=None) as line:
+        arrival = await line.ingest(**hello())
+        answer = await line.deliver(arrival, "hi", send)
+        assert answer.external_id == "sent to 42"
+        assert arrival.session_key == ("telegram", "bot", "42", None)
+
+
+async def test_the_same_message_in_two_processes_is_stored_once(tmp_path):
+    program = """
+import anyio, sys
+from trunkline import Trunkline
+async def main():
+    async with Trunkline(sys.argv[1], fsm=None, signal=None) as line:
+        for number in range(100):
+            await line.ingest(channel="telegram", bridge_id="bot", external_room_id=number % 5,
+                              external_user_id=number % 7, external_message_id=number,
+                              content=str(number))
+anyio.run(main)
+"""
+    url = f"sqlite:///{tmp_path / 'bot.db'}"
+    programs = [subprocess.Popen([sys.executable, "-c", program, url]) for _ in range(3)]
+    assert [program.wait(timeout=60) for program in programs] == [0, 0, 0]
+    async with Trunkline(url) as line:
+        counts = await line.persistence.counts()
+    assert (counts["rooms"], counts["participants"], counts["messages"]) == (5, 7, 100)
+
+
+# -- the way back ----------------------------------------------------------------------------------
+
+
+async def test_the_answer_goes_where_the_message_came_from(line):
+    arrival = await line.ingest(**hello())
+    answer = await line.reply_route(arrival)
+    assert (answer.external_room_id, answer.source) == (42, "state_hit")
+    assert answer.route.room_id == arrival.room.id
+
+
+async def test_a_message_in_a_thread_sets_the_route_of_its_room_too(line):
+    arrival = await line.ingest(**hello(external_thread_id=5))
+    assert arrival.session_key.thread_id == "5"
+    in_thread = await line.router.resolve(arrival.session_key)
+    in_room = await line.router.resolve(arrival.session_key.room_scope)
+    assert (in_thread.source, in_thread.route.thread_id) == ("state_hit", "5")
+    assert (in_room.source, in_room.route.thread_id) == ("state_hit", None)
+
+
+async def test_the_origin_is_the_fallback_when_the_route_is_gone():
+    clock = ManualClock()
+    async with Trunkline(ttl_ms=1_000, clock=clock) as line:
+        arrival = await line.ingest(**hello())
+        clock.advance_ms(1_000)
+        answer = await line.reply_route(arrival)
+        assert (answer.external_room_id, answer.source) == (42, "provided_fallback")
+
+
+async def test_the_origin_is_the_fallback_while_the_partition_is_down(line):
+    arrival = await line.ingest(**hello())
+    await crash(line.router.partition(arrival.session_key))
+    answer = await line.reply_route(arrival)
+    assert (answer.external_room_id, answer.fallback_reason) == (42, "session_unavailable")
+
+
+# -- deliver ---------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_stored_sent_and_its_external_id_recorded(line):
+    arrival = await line.ingest(**hello())
+    answer = await line.deliver(arrival, "hi", send)
+
+    assert (answer.status, answer.external_id) == ("sent", "sent to 42")
+    assert answer.reply_to_id == arrival.message.id
+    assert await line.persistence.get_message(answer.id) == answer
+    found = await line.persistence.get_message_by_external_id("telegram", "bot", "sent to 42")
+    assert found.id == answer.id
+
+
+async def test_an_answer_is_on_disk_before_it_is_sent(line):
+    arrival = await line.ingest(**hello())
+    statuses = []
+
+    async def look(route, content):
+        _, answer = await line.persistence.get_messages(arrival.room.id)
+        statuses.append(answer.status)
+
+    await line.deliver(arrival, "hi", look)
+    assert statuses == ["sending"]
+
+
+async def test_an_answer_that_cannot_be_sent_is_stored_as_failed(line):
+    arrival = await line.ingest(**hello())
+
+    async def fail(route, content):
+        raise ConnectionError("the platform is away")
+
+    with pytest.raises(ConnectionError):
+        await line.deliver(arrival, "hi", fail)
+    _, answer = await line.persistence.get_messages(arrival.room.id)
+    assert answer.status == "failed"
+
+
+async def test_an_answer_whose_sending_is_cancelled_is_stored_as_failed(line):
+    arrival = await line.ingest(**hello())
+    sending = anyio.Event()
+
+    async def hang(route, content):
+        sending.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(line.deliver, arrival, "hi", hang)
+        await sending.wait()
+        task_group.cancel_scope.cancel()
+    _, answer = await line.persistence.get_messages(arrival.room.id)
+    assert answer.status == "failed"
+
+
+# -- opening and closing ---------------------------------------------------------------------------
+
+
+async def test_a_restart_finds_what_was_said(tmp_path):
+    url = f"sqlite:///{tmp_path / 'bot.db'}"
+    async with Trunkline(url) as line:
+        before = await line.ingest(**hello())
+        await line.fsm.init("bot")
+        await line.fsm.set_state("bot", (42, 7), "get_name")
+        await line.signal.set({"session": {"alice": b"1"}})
+    async with Trunkline(url) as line:
+        again = await line.ingest(**hello())
+        assert again.duplicate
+        assert again.message == before.message
+        await line.fsm.init("bot")
+        assert (await line.fsm.get_state("bot", (42, 7))).state == "get_name"
+        assert await line.signal.get("session", ["alice"]) == {"alice": b"1"}
+
+
+async def test_closing_waits_for_an_answer_that_is_being_sent():
+    arrival = None
+    sent = []
+
+    async def slow(route, content):
+        for _ in range(50):
+            await checkpoint()
+        sent.append(content)
+
+    async with anyio.create_task_group() as task_group:
+        async with Trunkline() as line:
+            arrival = await line.ingest(**hello())
+            task_group.start_soon(line.deliver, arrival, "hi", slow)
+            await checkpoint()
+            await checkpoint()
+        assert sent == ["hi"]
+
+
+async def test_a_line_that_is_closing_takes_no_more():
+    async with anyio.create_task_group() as task_group:
+        async with Trunkline() as line:
+            arrival = await line.ingest(**hello())
+            refused = []
+
+            async def send_late(route, content):
+                while line._all_done is None:
+                    await checkpoint()
+                try:
+                    await line.ingest(**hello(external_message_id=2))
+                except StoreUnavailable as error:
+                    refused.append(str(error))
+
+            task_group.start_soon(line.deliver, arrival, "hi", send_late)
+            await checkpoint()
+            await checkpoint()
+        assert refused == ["trunkline is closing and takes no more messages"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_start_and_stop_work_across_tasks():
+    line = Trunkline()
+    await asyncio.create_task(line.start())
+    await line.ingest(**hello())
+    await asyncio.create_task(line.stop())
+    with pytest.raises(StoreUnavailable):
+        await line.ingest(**hello(external_message_id=2))
+
+
+async def test_a_part_that_was_left_out_says_so():
+    async with Trunkline(fsm=None, signal=None) as line:
+        with pytest.raises(ConfigurationError, match="fsm=None"):
+            _ = line.fsm
+        assert line.stats().fsm is None
+
+
+async def test_a_part_may_have_a_url_or_an_adapter_of_its_own(tmp_path):
+    fsm = MemoryFSMAdapter()
+    async with Trunkline(
+        f"sqlite:///{tmp_path / 'bot.db'}",
+        persistence=MemoryPersistenceAdapter(),
+        fsm=fsm,
+        signal=f"sqlite:///{tmp_path / 'keys.db'}",
+    ) as line:
+        await line.ingest(**hello())
+        await line.signal.set({"session": {"alice": b"1"}})
+    assert sorted(os.listdir(tmp_path)) == ["keys.db"]
+
+
+async def test_stats_tell_of_every_part(line):
+    await line.ingest(**hello())
+    stats = line.stats()
+    assert stats.router.total.sets == 1
+    assert stats.persistence.calls == 1
+    assert (stats.fsm.calls, stats.signal.calls) == (0, 0)
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "nearest"),
+    [("partition_cout", "partition_count"), ("persistance", "persistence"), ("tll_ms", "ttl_ms")],
+)
+def test_an_unknown_setting_suggests_the_nearest_name(setting, nearest):
+    with pytest.raises(ConfigurationError, match=f"{setting!r}: did you mean {nearest!r}"):
+        Trunkline(**{setting: 1})
+    with pytest.raises(ConfigurationError, match=f"did you mean {nearest!r}"):
+        Trunkline.from_settings({setting: 1})
+
+
+def test_a_setting_that_resembles_nothing_lists_what_is_known():
+    with pytest.raises(ConfigurationError, match="known are url, persistence"):
+        Trunkline(zzz=1)
+
+
+def test_settings_come_from_the_environment():
+    line = Trunkline.from_environment(
+        environment={
+            "TRUNKLINE_URL": "memory://",
+            "TRUNKLINE_TTL_MS": "60_000",
+            "TRUNKLINE_PARTITION_COUNT": "3",
+            "TRUNKLINE_SIGNAL": "",
+            "HOME": "/",
+        }
+    )
+    assert (line.router.config.ttl_ms, line.router.partition_count) == (60_000, 3)
+    assert line.stats().signal is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("TRUNKLINE_TTL_MS", "soon"), ("TRUNKLINE_TTL", "5"), ("TRUNKLINE_PARTITION_COUNT", "0")],
+)
+def test_a_wrong_variable_is_refused_by_name(variable, value):
+    name = variable.removeprefix("TRUNKLINE_").lower()
+    with pytest.raises(ConfigurationError, match=name):
+        Trunkline.from_environment(environment={variable: value})
+
+
+def test_a_url_of_an_unknown_scheme_is_refused_without_its_password():
+    with pytest.raises(ConfigurationError) as refused:
+        Trunkline("mysql://user:secret@host/db")
+    assert "secret" not in str(refused.value)
