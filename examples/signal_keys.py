@@ -8,6 +8,7 @@ lost, and the next message could not be decrypted ("Bad MAC").
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -44,7 +45,7 @@ async def decrypt_all(store: SignalStore) -> None:
     async with anyio.create_task_group() as task_group:
         for number in range(MESSAGES):
             key = "alice" if number % 2 else "family-chat"
-            task_group.start_soon(lambda key=key: store.transact(key, step, retries=100))
+            task_group.start_soon(partial(store.transact, key, step, retries=100))
     session = (await store.get("session", ["alice.0"]))["alice.0"]
     print(f"{MESSAGES} messages, {session['step']} steps of the ratchet")
     assert session["step"] == MESSAGES

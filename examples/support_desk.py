@@ -15,7 +15,7 @@ from trunkline.persistence import Message
 DESK = ("slack", "acme", "C-SUPPORT")
 
 #: What the platforms' webhooks would bring: platform, chat, user, message id, text.
-CUSTOMERS = [
+CUSTOMERS: list[tuple[str, int | str, int | str, int | str, str]] = [
     ("telegram", 42, 7, 1, "My parcel is late"),
     ("discord", "D-9", "ada", "m1", "How do I change my address?"),
     ("telegram", 42, 7, 1, "My parcel is late"),  # delivered twice, as webhooks are
