@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from benchmarks.disk import IN_MEMORY, look_at
 from benchmarks.race import Race
 from benchmarks.scale import SCALES, Scale
 from benchmarks.traffic import PARTITIONS, RouterLoops, Sessions, capacity_for
@@ -20,6 +24,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
     machine_info.pop("node", None)  # figures are shown to others; a host's name is not
+
+
+#: Why benchmarks were skipped, and the disk on which stores were measured, for the report.
+_NOTES: dict[str, Any] = {"skipped": [], "disk": None}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in _NOTES["skipped"]:
+            _NOTES["skipped"].append(reason)
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    output_json.update(_NOTES)
 
 
 def scale_of(config: pytest.Config) -> Scale:
@@ -93,3 +112,22 @@ def open_filled(portal: BlockingPortal, open_router) -> Callable[..., RouterLoop
         return loops
 
     return open_filled
+
+
+@pytest.fixture(scope="session")
+def disk() -> Iterator[Path]:
+    """A folder on a real disk: what costs nothing in memory is what the stores are about."""
+    with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as name:
+        folder = Path(name)
+        found = look_at(folder)
+        if found.file_system in IN_MEMORY:
+            pytest.skip(f"{folder.parent} is {found.file_system}: set TMPDIR to a folder on a disk")
+        _NOTES["disk"] = str(found)
+        yield folder
+
+
+@pytest.fixture
+def disk_folder(disk: Path) -> Iterator[Path]:
+    """A folder there for one benchmark."""
+    with tempfile.TemporaryDirectory(dir=disk) as name:
+        yield Path(name)

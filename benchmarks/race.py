@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import cycle, islice
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from anyio.from_thread import BlockingPortal
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -22,7 +23,8 @@ class Contender:
     Args:
         work: takes a list of inputs, and loops over them itself, so that nothing of ours stands
             between two operations. Plain or async.
-        inputs: a round takes the next ones, and starts again at their end.
+        inputs: a round takes the next ones, and starts again at their end. An iterator makes new
+            ones without end.
         operations: inputs of one round.
     """
 
@@ -31,10 +33,43 @@ class Contender:
     ) -> None:
         self.work = work
         self.operations = operations
-        self._inputs = cycle(inputs)
+        self._inputs = inputs if isinstance(inputs, Iterator) else cycle(inputs)
 
     def next_inputs(self) -> list[Any]:
         return list(islice(self._inputs, self.operations))
+
+
+class Crowd:
+    """Work for a contender: so many callers at once, each of whom takes an input when it is free.
+
+    Args:
+        call: takes one input.
+        callers: a task each.
+    """
+
+    def __init__(self, call: Callable[[Any], Awaitable[object]], callers: int) -> None:
+        self.callers = callers
+        self._call = call
+        #: How long each call of each round took, in ns, sorted.
+        self._laps: list[list[int]] = []
+
+    async def __call__(self, inputs: list[Any]) -> None:
+        waiting, lap = iter(inputs), []
+
+        async def work() -> None:
+            for one in waiting:
+                started = perf_counter_ns()
+                await self._call(one)
+                lap.append(perf_counter_ns() - started)
+
+        async with anyio.create_task_group() as task_group:
+            for _ in range(self.callers):
+                task_group.start_soon(work)
+        self._laps.append(sorted(lap))
+
+    def latency(self, percent: int) -> int:
+        """How long so many percent of the calls took at most, in ns, in the best round."""
+        return min(lap[(len(lap) - 1) * percent // 100] for lap in self._laps)
 
 
 class Race:

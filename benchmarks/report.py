@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -25,9 +26,10 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._run = json.loads(path.read_text())
         self._notes = [benchmark["extra_info"] for benchmark in self._run["benchmarks"]]
-        self.rows = [
+        rows = [
             msgspec.convert(row, Row) for notes in self._notes for row in notes.get("rows", ())
         ]
+        self.rows = sorted(rows, key=lambda row: SECTIONS.index(row.section))
 
     @property
     def missed(self) -> list[Row]:
@@ -40,22 +42,38 @@ class Report:
             f"{machine['python_implementation']} {machine['python_version']}"
             f" on {machine['cpu'].get('brand_raw', machine['machine'])}"
         )
+        if self._run["disk"] is not None:
+            console.print(f"files of the stores on {self._run['disk']}")
         console.print(_table("Budgets", [row for row in self.rows if row.budget is not None]))
         console.print(_table("Beside them", [row for row in self.rows if row.budget is None]))
         for row in self.missed:
-            console.print(f"[bold red]missed:[/] {row.work}: {_measured(row)}, not {_budget(row)}")
+            console.print(
+                f"[bold red]missed:[/] {row.section}: {row.work}: {_measured(row)},"
+                f" not {_budget(row)}"
+            )
+        for reason in self._run["skipped"]:
+            console.print(f"[bold]left out:[/] {reason}")
 
     def plot(self, path: Path) -> None:
         """Write a PNG."""
+        panels = {
+            "other libraries": self._plot_libraries,
+            "sessions": self._plot_sessions,
+            "callers": self._plot_callers,
+            "partitions": self._plot_partitions,
+            "memory": self._plot_memory,
+            "messages, SQLite": self._plot_messages,
+            "fsm, SQLite": partial(self._plot_acts, "fsm, SQLite"),
+            "fsm, Valkey": partial(self._plot_acts, "fsm, Valkey"),
+        }
+        measured = [draw for section, draw in panels.items() if self._section(section)]
+        rows = -(-len(measured) // 2)
         with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-            figure = Figure(figsize=(16, 9), layout="constrained")
-            axes = iter(figure.subplots(2, 3).flat)
-            self._plot_budgets(next(axes))
-            self._plot_libraries(next(axes))
-            self._plot_sessions(next(axes))
-            self._plot_callers(next(axes))
-            self._plot_partitions(next(axes))
-            self._plot_memory(next(axes))
+            figure = Figure(figsize=(16, 4.5 * rows), layout="constrained")
+            grid = figure.add_gridspec(rows, 3)
+            self._plot_budgets(figure.add_subplot(grid[:, 0]))
+            for place, draw in enumerate(measured):
+                draw(figure.add_subplot(grid[place // 2, 1 + place % 2]))
             figure.savefig(path, dpi=100)
 
     def _section(self, section: str) -> list[Row]:
@@ -63,7 +81,7 @@ class Report:
 
     def _plot_budgets(self, axes: Axes) -> None:
         rows = [row for row in reversed(self.rows) if row.budget is not None]
-        used = [_budget_used(row) for row in rows]
+        used = [min(_budget_used(row), 200) for row in rows]
         colors = [OURS if row.kept else BUDGET for row in rows]
         axes.barh([_label(row) for row in rows], used, color=colors)
         axes.axvline(100, color=BUDGET, linestyle="--")
@@ -71,6 +89,7 @@ class Report:
             axes.text(max(percent, 100) + 3, at, f"{_measured(row)} ({_budget(row)})", va="center")
         axes.set(title="Budgets", xlabel="% of the budget", xlim=(0, 1.7 * max(*used, 100)))
         axes.set_xticks(range(0, 101, 20))
+        axes.margins(y=0.01)
 
     def _plot_libraries(self, axes: Axes) -> None:
         rows = self._section("other libraries")
@@ -103,12 +122,9 @@ class Report:
         ):
             per_second = [1e9 / ns for ns in times if ns]
             axes.plot(callers, per_second, "o-", color=color, label=label)
-        axes.set(title="Throughput", xlabel="callers at once", ylabel="calls a second")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([x for x in callers if x], [str(x) for x in callers])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        _many_callers(axes, [x for x in callers if x])
+        axes.set_title("Throughput")
         axes.set_ylim(bottom=0)
-        axes.legend()
 
     def _plot_partitions(self, axes: Axes) -> None:
         rows = self._section("partitions")
@@ -126,12 +142,47 @@ class Report:
         axes.set_ylim(bottom=0)
         axes.legend()
 
+    def _plot_messages(self, axes: Axes) -> None:
+        rows = [row for row in self._section("messages, SQLite") if row.per_second]
+        callers = sorted({row.x for row in rows if row.x})
+        ours = [next(row.figure for row in rows if row.x == x) for x in callers]
+        axes.plot(callers, [1e9 / ns for ns in ours], "o-", color=OURS, label="save_message")
+        axes.set_prop_cycle(color=["tab:gray", "tab:olive", "tab:brown", "tab:green"])
+        for against in dict.fromkeys(row.against for row in rows):
+            peer = [(row.x, 1e9 / row.peer) for row in rows if row.against == against and row.peer]
+            axes.plot(*zip(*peer, strict=True), "o-", label=against)
+        _many_callers(axes, callers)
+        axes.set(title="Durable messages, SQLite", yscale="log")
+
+    def _plot_acts(self, section: str, axes: Axes) -> None:
+        rows = self._section(section)
+        places = [2 * place for place in range(len(rows))]
+        for shift, color, label, times in (
+            (0.0, OURS, "trunkline", [row.figure for row in rows]),
+            (0.7, THEIRS, rows[0].against, [row.peer for row in rows]),
+        ):
+            at = [place + shift for place in places]
+            axes.barh(at, [1e9 / ns for ns in times if ns], 0.7, color=color, label=label)
+        axes.set_yticks([place + 0.35 for place in places], [row.work for row in rows])
+        axes.invert_yaxis()
+        axes.set(title=section, xlabel="calls a second")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.legend()
+
     def _note(self, name: str) -> list[tuple[float, float]]:
         return next(notes[name] for notes in self._notes if name in notes)
 
 
+def _many_callers(axes: Axes, callers: list[int]) -> None:
+    axes.set(xlabel="callers at once", ylabel="calls a second")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(callers, [str(x) for x in callers])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.legend()
+
+
 def _table(title: str, rows: list[Row]) -> Table:
-    budgets = rows[0].budget is not None
+    budgets = bool(rows) and rows[0].budget is not None
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("work")
@@ -166,7 +217,7 @@ def _by_section(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _figure(row: Row, figure: float) -> str:
-    if row.section == "callers":
+    if row.per_second:
         return f"{1e9 / figure:,.0f}/s"
     if row.unit == "ns":
         return _time(figure)
@@ -174,14 +225,18 @@ def _figure(row: Row, figure: float) -> str:
 
 
 def _time(ns: float) -> str:
-    return f"{ns:.0f} ns" if ns < 10_000 else f"{ns / 1_000:.1f} µs"
+    if ns < 10_000:
+        return f"{ns:.0f} ns"
+    return f"{ns / 1e3:,.1f} µs" if ns < 10_000_000 else f"{ns / 1e6:,.1f} ms"
 
 
 def _measured(row: Row) -> str:
     """What a budget is held against."""
     if row.ratio is None:
         return _figure(row, row.figure)
-    return f"{row.ratio:.1f} x faster" if row.speedup else f"{row.ratio:.2f} x"
+    if not row.speedup:
+        return f"{row.ratio:.2f} x"
+    return f"{row.ratio:.1f} x faster" if row.ratio >= 1 else f"{1 / row.ratio:.1f} x slower"
 
 
 def _budget(row: Row) -> str:

@@ -17,6 +17,13 @@ SECTIONS = (
     "memory",
     "prune",
     "import",
+    "messages, SQLite",
+    "messages, PostgreSQL",
+    "fsm, memory",
+    "fsm, SQLite",
+    "fsm, Valkey",
+    "signal, memory",
+    "signal, SQLite",
 )
 
 
@@ -28,6 +35,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     #: Our figure.
     figure: float
     unit: Literal["ns", "ms", "B"]
+    #: Whether both figures are told as calls a second.
+    per_second: bool = False
     #: What it is compared with, and the figure of that in the same unit.
     against: str | None = None
     peer: float | None = None

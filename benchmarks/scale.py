@@ -23,6 +23,14 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     sets_of_one_key: int
     #: Expired routes of each partition before a prune.
     expired_routes: int
+    #: Rounds of a contest of stores, which takes longer.
+    store_rounds: int
+    #: Operations of a round for stores that wait for a disk or a server with each of them.
+    durable_operations: int
+    #: The same for stores that share the wait, if there are callers to share it.
+    batched_operations: int
+    #: Messages of a large room.
+    room_messages: int
     #: Prunes, and interpreters started to import trunkline; the best counts.
     repeats: int
 
@@ -37,6 +45,10 @@ SCALES = {
         watched_routes=200_000,
         sets_of_one_key=1_000_000,
         expired_routes=10_000,
+        store_rounds=7,
+        durable_operations=512,
+        batched_operations=5_120,
+        room_messages=100_000,
         repeats=15,
     ),
     "quick": Scale(
@@ -48,6 +60,10 @@ SCALES = {
         watched_routes=50_000,
         sets_of_one_key=200_000,
         expired_routes=10_000,
+        store_rounds=3,
+        durable_operations=256,
+        batched_operations=2_560,
+        room_messages=100_000,
         repeats=5,
     ),
     "smoke": Scale(
@@ -59,6 +75,10 @@ SCALES = {
         watched_routes=3_000,
         sets_of_one_key=2_000,
         expired_routes=1_000,
+        store_rounds=1,
+        durable_operations=16,
+        batched_operations=32,
+        room_messages=1_000,
         repeats=2,
     ),
 }

@@ -82,6 +82,7 @@ def test_callers(race, portal, scale, open_filled, callers):
             against="anyio stream round trip",
             peer=best["theirs"],
             speedup=True,
+            per_second=True,
             x=callers,
         )
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-pytest_plugins = ("tests.fixtures_servers",)
+pytest_plugins = ("tests.fixtures_servers", "tests.fixtures_valkey")
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,6 @@ import pytest
 
 if TYPE_CHECKING:
     import psutil
-
 
 
 def pytest_configure(config):
@@ -56,6 +55,21 @@ class PostgresServer:
 
     def drop_database(self, name: str) -> None:
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def user_with_password(self, name: str, password: str) -> Iterator[Callable[..., str]]:
+        """A user who has to give a password; yields what makes a URL with one."""
+        rules = self.folder / "pg_hba.conf"
+        before = rules.read_text()
+        self.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        rules.write_text(f"local all {name} scram-sha-256\n{before}")
+        self.execute("SELECT pg_reload_conf()")
+        try:
+            yield lambda given, database="postgres": self.url(database, name, given)
+        finally:
+            rules.write_text(before)
+            self.execute("SELECT pg_reload_conf()")
+            self.execute(f"DROP ROLE {name}")
 
     def kill(self) -> None:
         """Kill the postmaster and every process of its, as a power cut would."""
@@ -143,10 +157,11 @@ def postgres_url(postgres_server) -> Iterator[str]:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A folder on a disk of 2 MB. Only root may make one."""
+    """A folder on a disk of 8 MB. Only root may make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.system(f"mount -t tmpfs -o size=2m tmpfs {folder} 2>/dev/null") != 0:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small disk needs the right to mount one")
     yield folder
-    os.system(f"umount -l {folder}")
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -443,7 +443,7 @@ def test_the_last_line_needs_no_line_end(tmp_path):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("trunkline.replay._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("trunkline.replay.log._LONGEST_LINE", 1 << 20)
     exactly_as_long = line(text="x" * ((1 << 20) - len(line(text="")) - 1))
     assert len(exactly_as_long) == (1 << 20) - 1
     too_long = line(text="x" * (5 << 20))

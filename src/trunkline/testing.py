@@ -1,10 +1,12 @@
-"""For tests of programs that embed trunkline: a settable clock, and faults on demand."""
+"""For tests of what embeds or extends trunkline: a settable clock, faults, contract suites."""
 
 from __future__ import annotations
 
 import heapq
+import sys
+from importlib import import_module
 from itertools import count
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -12,7 +14,44 @@ from anyio.lowlevel import checkpoint
 from trunkline.actors import Actor, ActorRef
 from trunkline.errors import ActorCrashed
 
-__all__ = ("InjectedCrash", "ManualClock", "crash")
+if TYPE_CHECKING:
+    from trunkline.contracts.fsm import FSMContract
+    from trunkline.contracts.persistence import PersistenceContract
+    from trunkline.contracts.signal import SignalContract
+
+__all__ = (
+    "FSMContract",
+    "InjectedCrash",
+    "ManualClock",
+    "PersistenceContract",
+    "SignalContract",
+    "crash",
+)
+
+#: The contract suites need pytest; the rest of this module does not.
+_CONTRACTS = {
+    "FSMContract": "trunkline.contracts.fsm",
+    "PersistenceContract": "trunkline.contracts.persistence",
+    "SignalContract": "trunkline.contracts.signal",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _CONTRACTS[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if home not in sys.modules:
+        import pytest
+
+        # So that a failure shows what was compared, as in a test module.
+        pytest.register_assert_rewrite(home)
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_CONTRACTS})
 
 
 class ManualClock:

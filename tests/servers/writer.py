@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import sqlalchemy as sa
 
+from trunkline.backends.sql import Database
 from trunkline.errors import StoreUnavailable
 from trunkline.persistence import Message, PersistenceStore
 
@@ -147,3 +149,25 @@ def fill_limited_file(path: Path, journal_path: Path, limit: int, backend: str) 
             journal.write("message", (await store.save_message(message)).id)
 
     anyio.run(main, backend=backend)
+
+
+def open_with_steps(url: str, barrier: Any, failures: Any) -> None:
+    """Open a database at the same moment as other processes, with steps that work but once."""
+
+    def make(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE once (number INTEGER PRIMARY KEY)")
+
+    def fill(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("INSERT INTO once VALUES (1)")
+
+    database = Database(url, component="once", migrations=(make, fill))
+    barrier.wait(30)
+    try:
+        database.open()
+        with database.transaction():
+            rows = database.connection.exec_driver_sql("SELECT number FROM once").all()
+            assert rows == [(1,)]
+    except Exception as error:
+        failures.put(repr(error))
+    finally:
+        database.close()

@@ -98,9 +98,12 @@ async def open_task_group() -> AsyncGenerator[TaskGroup, Any]:
         async with anyio.create_task_group() as task_group:
             yield task_group
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        # On trio, a cancellation that came at the same time stands beside it.
+        _, others = group.split(anyio.get_cancelled_exc_class())
+        exceptions = (others or group).exceptions
+        if len(exceptions) > 1:
             raise
-        error = group.exceptions[0]
+        error = exceptions[0]
         context = error.__context__
         try:
             raise error

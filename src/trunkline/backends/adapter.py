@@ -70,6 +70,10 @@ class Adapter:
         """
         raise NotImplementedError(f"{type(self).__name__} says nothing of siblings")
 
+    def shown_bug(self, error: Exception) -> Exception:
+        """What may be told of an exception that is a bug: `error` itself, if it holds no secret."""
+        return error
+
     def try_lock(self, key: str, token: str) -> bool:
         """Take the lock `key` among processes if it is free; whether it was."""
         raise NotImplementedError(f"{type(self).__name__} has no locks among processes")

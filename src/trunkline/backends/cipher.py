@@ -28,8 +28,8 @@ class Cipher:
             raise ConfigurationError(
                 "encryption_key= needs cryptography: pip install 'trunkline[crypto]'"
             ) from None
-        keys = [key] if isinstance(key, str | bytes) else list(key)
         try:
+            keys = [key] if isinstance(key, str | bytes) else list(key)
             self._fernet = MultiFernet([Fernet(one) for one in keys])
         except (ValueError, TypeError):
             # The key stays out of the message.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.url import hide_password
@@ -59,6 +61,7 @@ class RedisServer:
         self._timeout_ms = timeout_ms
         seconds = timeout_ms / 1000
         try:
+            _check(url)
             self._client = redis.Redis.from_url(
                 url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
                 socket_timeout=seconds,
@@ -145,6 +148,15 @@ class RedisServer:
         if isinstance(error, _UNAVAILABLE) or str(error).startswith(_UNAVAILABLE_CODES):
             return StoreUnavailable(where)
         return error if isinstance(error, ResponseError) else ConnectionLost(where)
+
+
+def _check(url: str) -> None:
+    """Raise `ValueError` for what the client would leave out, and go to another place instead."""
+    parts = urlsplit(url)
+    if parts.query:
+        parse_qsl(parts.query, strict_parsing=True)
+    if parts.fragment or (parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path)):
+        raise ValueError(url)
 
 
 _MISTAKES = (AuthenticationError, AuthorizationError, NoPermissionError)

@@ -255,11 +255,10 @@ class Database:
                 f"{self.shown_url} has version {version} of the {self.component} schema, and this"
                 f" trunkline knows versions up to {present}: upgrade trunkline"
             )
-        if version == present:
-            return
         with self._unhurried():
             for step in self._migrations[version:]:
                 step(connection)
+        # Also if it stays the same: that a database can only be read is found out now.
         connection.execute(
             upsert(_VERSIONS, sqlite=self.is_sqlite),
             {"component": self.component, "version": present},
@@ -267,11 +266,12 @@ class Database:
 
     @contextmanager
     def _unhurried(self) -> Iterator[None]:
-        """A statement may take as long as it takes, such as making an index on a large table."""
+        """What is done inside may take as long as it takes, such as an index on a large table."""
         if self.is_sqlite:
             yield
             return
-        self.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            self.connection.exec_driver_sql(f"SET LOCAL {setting} = 0")
         dbapi_connection = self._dbapi_connection
         patience, dbapi_connection.patience = dbapi_connection.patience, None
         try:
@@ -320,6 +320,8 @@ def _translate_postgres(error: DBAPIError, where: str) -> Exception:
         return Conflict(f"{text} ({state})")
     if state.startswith(_POSTGRES_UNAVAILABLE):
         return StoreUnavailable(f"{text} ({state})")
+    # What follows the first line quotes stored values.
+    error.args = (str(error.args[0]).partition("\n")[0],)
     return error
 
 
@@ -373,12 +375,13 @@ def _create_engine(url: str, shown_url: str, timeout_ms: int) -> sa.Engine:
     else:
         seconds = max(1, timeout_ms // 1000)
         # A server that vanished without a word is noticed, also while we wait for its answer.
-        connect_args = {
+        patience = {
             "connect_timeout": seconds,
             "tcp_user_timeout": timeout_ms,
             "keepalives_idle": seconds,
             "keepalives_interval": seconds,
         }
+        connect_args = {name: patience[name] for name in patience.keys() - parsed.query.keys()}
     try:
         engine = sa.create_engine(
             parsed.set(drivername=drivername),

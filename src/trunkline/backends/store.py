@@ -134,8 +134,10 @@ class Store(Service, Generic[AdapterT]):
         except TrunklineError:
             raise
         except Exception as error:
-            raise worker.crashed(error) from error
-        return result
+            bug = self._adapter.shown_bug(error)
+        else:
+            return result
+        raise worker.crashed(bug) from bug
 
     @asynccontextmanager
     async def _hold(self, key: str) -> AsyncGenerator[Lease | None, Any]:

@@ -64,8 +64,8 @@ def hide_password(url: str) -> str:
 
 #: A password that should have been escaped may hold any character, also `@`.
 _USER_AND_PASSWORD = re.compile(r"^([^:]*:)(.*)(@)", re.DOTALL)
-#: `postgresql://user:password`, where the host was forgotten.
-_HOST_AND_NO_PORT = re.compile(r"^([^:@/\[]*:)(?!\d*(?:[/,?]|$))[^@]*$")
+#: `postgresql://user:password`, where the host was forgotten: no port is behind the colon.
+_HOST_AND_NO_PORT = re.compile(r"^((?:[^@]*@)?[^:@/\[]*:)(?!\d*(?:[/,?]|$))[^@]*$")
 _SECRET_OPTION = re.compile(r"(?<=password=)[^&]*", re.IGNORECASE)
 _QUERY = re.compile(r"\?(?=\w+=)")
 

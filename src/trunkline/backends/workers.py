@@ -51,7 +51,13 @@ class DirectWorker(Actor):
         self._adapter.close()
 
     def run(self, operation: Operation) -> Any:
-        return operation.run(self._adapter)
+        try:
+            return operation.run(self._adapter)
+        except TrunklineError:
+            raise
+        except Exception as error:
+            bug = self._adapter.shown_bug(error)
+        raise bug
 
 
 class ThreadWorker(BatchActor):
@@ -102,7 +108,7 @@ class ThreadWorker(BatchActor):
             _reply(call)
         for operation in operations:
             if operation.error is not None and not isinstance(operation.error, TrunklineError):
-                raise operation.error
+                raise self._adapter.shown_bug(operation.error)
 
     async def _run_singly(self, calls: Sequence[Call], failure: Exception, deadline: float) -> None:
         """Run each in a transaction of its own, after `failure` has undone them all.

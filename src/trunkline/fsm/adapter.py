@@ -92,3 +92,7 @@ class FSMAdapter(Adapter, ABC):
         A database that removes them itself has nothing to give.
         """
         return []
+
+    def summary(self) -> dict[tuple[str, Step], int]:
+        """How many conversations each bot has at each step, for `trunkline inspect`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot tell what it holds as a whole")

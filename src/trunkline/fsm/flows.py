@@ -28,7 +28,7 @@ class Flow:
         initial: the state in which it starts.
 
     Raises:
-        ConfigurationError: no name, or an `initial` that is no state of it.
+        ConfigurationError: no name, a state that is no string, or an `initial` that is no state.
 
     Example:
         >>> flow = Flow("register", {"get_name": ["get_email"], "get_email": ["done"]}, "get_name")
@@ -39,20 +39,27 @@ class Flow:
     def __init__(self, name: str, transitions: Mapping[str, Iterable[str]], initial: str) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"a flow's name is a non-empty str, not {name!r}")
+        if not isinstance(transitions, Mapping):
+            raise ConfigurationError(f"flow {name!r}: transitions are a map, not {transitions!r}")
         self.name = name
         self.initial = initial
         #: state → the states that may follow it.
         self.transitions: dict[str, frozenset[str]] = {}
         for state, following in transitions.items():
-            if isinstance(following, str):
+            if isinstance(following, str) or not isinstance(following, Iterable):
                 raise ConfigurationError(
                     f"flow {name!r}: the states after {state!r} are a list, not {following!r}"
                 )
             self.transitions[state] = frozenset(following)
         for following in list(self.transitions.values()):
-            for state in following:
+            for state in sorted(following, key=str):
                 self.transitions.setdefault(state, frozenset())
-        if initial not in self.transitions:
+        for state in self.transitions:
+            if not isinstance(state, str) or not state:
+                raise ConfigurationError(
+                    f"flow {name!r}: a state is a non-empty str, not {state!r}"
+                )
+        if not isinstance(initial, str) or initial not in self.transitions:
             raise ConfigurationError(f"flow {name!r} has no state {initial!r} to start in")
 
     def __repr__(self) -> str:
@@ -66,15 +73,26 @@ class Flow:
 class InvalidTransition:
     """A step that no flow declares, as a policy function is told of it."""
 
-    __slots__ = ("flow", "from_state", "key", "to_state")
+    __slots__ = ("flow", "from_state", "key", "to_flow", "to_state")
 
-    def __init__(self, flow: str | None, from_state: str | None, to_state: str, key: Key) -> None:
+    def __init__(
+        self,
+        flow: str | None,
+        from_state: str | None,
+        to_state: str,
+        key: Key,
+        to_flow: str | None = None,
+    ) -> None:
         self.flow = flow
         self.from_state = from_state
         self.to_state = to_state
         self.key = key
+        #: The flow that was to be started; `None` for a step within a flow.
+        self.to_flow = to_flow
 
     def __str__(self) -> str:
+        if self.to_flow is not None:
+            return f"cannot start flow {self.to_flow!r} for {self.key!r}: {self.flow!r} is active"
         if self.flow is None:
             return f"no flow is active for {self.key!r}: cannot go to {self.to_state!r}"
         return (
@@ -172,7 +190,9 @@ class FSMContext:
             if changed is None:
                 return True
             standing = changed
-        await self._refuse(InvalidTransition(standing.flow, standing.state, flow.initial, self.key))
+        await self._refuse(
+            InvalidTransition(standing.flow, standing.state, flow.initial, self.key, name)
+        )
         return False
 
     async def transition(self, state: str) -> bool:
@@ -245,6 +265,7 @@ class FSMContext:
                 bot_name=self.bot_name,
                 flow=invalid.flow,
                 from_state=invalid.from_state,
+                to_flow=invalid.to_flow,
                 to_state=invalid.to_state,
             )
         elif callable(self._policy):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self
 
 from trunkline.backends.adapter import Operation
@@ -15,6 +16,7 @@ from trunkline.backends.redis import (
     text_or_none,
 )
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
+from trunkline.fsm.records import Kept
 
 __all__ = ("RedisFSMAdapter",)
 
@@ -113,17 +115,77 @@ return false
 )
 
 
+_PATTERN = "trunkline:fsm:{*}:step"
+
+#: Cursor, pattern, whether to give the data: the next cursor, and the records of this page.
+_SCAN = """
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local found = {}
+for _, key in ipairs(page[2]) do
+    local ttl = redis.call('PTTL', key)
+    if ttl ~= -2 then
+        local fields, ends = {}, ''
+        if ARGV[3] == '1' then
+            fields = redis.call('HGETALL', string.sub(key, 1, -5) .. 'data')
+        end
+        if ttl >= 0 then ends = string.format('%.0f', now + ttl) end
+        found[#found + 1] = {
+            key,
+            redis.call('HGET', key, 'flow') or '',
+            redis.call('HGET', key, 'state') or '',
+            fields,
+            ends,
+        }
+    end
+end
+return {page[1], found}
+"""
+
+#: The instant at which it ends or '', flow, state, then names and values.
+_RESTORE = (
+    _HEAD
+    + """
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'x', 1)
+put('flow', ARGV[2])
+put('state', ARGV[3])
+put_fields(4)
+if ARGV[1] ~= '' then
+    for _, key in ipairs(KEYS) do redis.call('PEXPIREAT', key, ARGV[1]) end
+end
+"""
+)
+
+_EXIST = """
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('EXISTS', key) end
+return found
+"""
+
+#: Cursor, pattern: the next cursor.
+_ERASE = """
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
+for _, key in ipairs(page[2]) do
+    redis.call('DEL', key, string.sub(key, 1, -5) .. 'data')
+end
+return page[1]
+"""
+
+
 class RedisFSMAdapter(LeaseLocks, FSMAdapter):
     """Records in two hashes each; the server lets them expire by itself, without telling.
 
     Args:
         url: `redis://…` or `valkey://…`.
+        timeout_ms: how long connecting, and one answer, may take.
     """
 
     lock_prefix = "trunkline:fsm-lock"
 
-    def __init__(self, url: str) -> None:
-        self.server = RedisServer(url)
+    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+        self.server = RedisServer(url, timeout_ms)
 
     def sibling(self) -> Self:
         other = object.__new__(type(self))
@@ -177,6 +239,58 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
     ) -> Step | None:
         return _step(self.server.call(self._compare_and_set(place, expected, step, fields, ttl_ms)))
 
+    # -- as a whole --------------------------------------------------------------------------------
+
+    def summary(self) -> dict[tuple[str, Step], int]:
+        counts: Counter[tuple[str, Step]] = Counter()
+        for page in self.scan(with_fields=False):
+            counts.update((place.bot_name, kept.record.step) for place, kept in page)
+        return dict(counts)
+
+    def scan(self, *, with_fields: bool = True) -> Iterator[list[tuple[Place, Kept]]]:
+        """Every record with its end, a page at a time; one that changes meanwhile, maybe twice."""
+        cursor = b"0"
+        while True:
+            arguments = [cursor, _PATTERN, int(with_fields)]
+            cursor, found = self.server.call(ScriptCall(_SCAN, [], arguments))
+            if found:
+                yield [
+                    (
+                        _place(name),
+                        Kept(
+                            Record(Step(text_or_none(flow), text_or_none(state)), _fields(fields)),
+                            int(end) if end else None,
+                        ),
+                    )
+                    for name, flow, state, fields, end in found
+                ]
+            if cursor == b"0":
+                return
+
+    def present(self, places: Collection[Place]) -> set[Place]:
+        """Those of `places` where there is a record."""
+        found = self.server.call(ScriptCall(_EXIST, [_keys(place)[0] for place in places]))
+        return {place for place, is_there in zip(places, found, strict=True) if is_there}
+
+    def restore(self, page: Sequence[tuple[Place, Kept]]) -> None:
+        """Put what `scan` gave, with its end as it was."""
+        calls = []
+        for place, kept in page:
+            step, end = kept.record.step, kept.expires_at_ms
+            head = ["" if end is None else end, optional(step.flow), optional(step.state)]
+            calls.append(ScriptCall(_RESTORE, _keys(place), [*head, *_flat(kept.record.fields)]))
+        for result in self.server.call_all(calls):
+            if isinstance(result, Exception):
+                raise result
+
+    def erase(self) -> None:
+        """Remove every record."""
+        cursor = b"0"
+        while True:
+            cursor = self.server.call(ScriptCall(_ERASE, [], [cursor, _PATTERN]))
+            if cursor == b"0":
+                return
+
     # -- each operation as a script ----------------------------------------------------------------
 
     def _load(self, place: Place) -> ScriptCall:
@@ -218,6 +332,12 @@ def _keys(place: Place) -> list[str]:
     return [f"{name}:step", f"{name}:data"]
 
 
+def _place(name: bytes) -> Place:
+    """Where the record is whose step is kept under `name`."""
+    bot_name, key = json.loads(name.partition(b"{")[2].removesuffix(b"}:step"))
+    return Place(bot_name, key)
+
+
 def _ttl(ttl_ms: int | None) -> str:
     return "" if ttl_ms is None else str(ttl_ms)
 
@@ -248,7 +368,7 @@ def _nothing(_raw: Any) -> None:
 
 
 #: What makes an operation's result of the script's.
-_READ = {
+_READ: dict[str, Callable[[Any], Any]] = {
     "load": _record,
     "save": _nothing,
     "set_state": _nothing,

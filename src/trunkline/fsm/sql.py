@@ -68,11 +68,14 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
         clock: tells milliseconds since 1970.
+        timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
-    def __init__(self, url: str, clock: WallClock = wall_clock_ms) -> None:
+    def __init__(
+        self, url: str, clock: WallClock = wall_clock_ms, *, timeout_ms: int = 5_000
+    ) -> None:
         super().__init__(clock)
-        self._adopt(Database(url, component="fsm", migrations=MIGRATIONS))
+        self._adopt(Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms))
 
     def _adopt(self, database: Database) -> None:
         self.database = database
@@ -121,6 +124,17 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         if swept:
             self._remove(place for place, _ in swept)
         return swept
+
+    def summary(self) -> dict[tuple[str, Step], int]:
+        columns = (records.c.bot_name, records.c.flow, records.c.state)
+        ends = records.c.expires_at_ms
+        statement = (
+            sa.select(*columns, sa.func.count())
+            .where(ends.is_(None) | (ends > self._clock()))
+            .group_by(*columns)
+        )
+        rows = self.database.connection.execute(statement)
+        return {(bot_name, Step(flow, state)): count for bot_name, flow, state, count in rows}
 
     def _read(self, place: Place) -> Kept | None:
         if self._batch is None:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
@@ -14,7 +15,7 @@ from trunkline.actors.policy import require_positive_ms
 from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
 from trunkline.backends.codec import Key, Unstorable, decode, decode_key, encode, encode_key
 from trunkline.backends.text import text_problem
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 from trunkline.fsm.records import WallClock, wall_clock_ms
 from trunkline.fsm.state import FSMState
@@ -25,9 +26,18 @@ __all__ = ("ConversationExpired", "FSMStore")
 #: Expired records that one call removes at most.
 _SWEEP_LIMIT = 500
 
+#: Longer texts would not fit into the index of every database.
+_LONGEST_NAME = 250
+
+#: Later instants would not fit into every database. It is 3,000 years.
+_LONGEST_TTL_MS = 10**14
+
 
 class ConversationExpired(Event, frozen=True, kw_only=True):
-    """An idle conversation has ended: its time to live is over, and it was removed."""
+    """An idle conversation has ended: its time to live is over, and it was removed.
+
+    One that began anew before it was removed is not told of.
+    """
 
     name: str = "expired"
     bot_name: str
@@ -97,10 +107,13 @@ class FSMStore(Store[FSMAdapter]):
             bot_name: bots never see each other's keys.
             ttl_ms: how long a conversation lives after its last change; for ever by default.
         """
-        _text("bot_name", bot_name)
-        if not bot_name:
-            raise ConfigurationError("bot_name is empty")
-        self._bots[bot_name] = None if ttl_ms is None else require_positive_ms("ttl_ms", ttl_ms)
+        if not _text("bot_name", bot_name) or len(bot_name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"bot_name has 1 to {_LONGEST_NAME} characters, unlike {bot_name!r}"
+            )
+        if ttl_ms is not None and require_positive_ms("ttl_ms", ttl_ms) > _LONGEST_TTL_MS:
+            raise ConfigurationError(f"ttl_ms is None for ever, or up to {_LONGEST_TTL_MS}")
+        self._bots[bot_name] = ttl_ms
 
     async def get_state(self, bot_name: str, key: Key) -> FSMState | None:
         """State, flow and data; `None` where nothing is stored."""
@@ -112,8 +125,7 @@ class FSMStore(Store[FSMAdapter]):
         """Store a whole `FSMState`; a string or `None` changes the state alone."""
         place, ttl_ms = self._place(bot_name, key)
         if isinstance(state, FSMState):
-            step = Step(_text("flow", state.flow), _text("state", state.state))
-            record = Record(step, _fields(key, state.data))
+            record = Record(_step(state), _fields(key, state.data))
             await self._write(place, FSMAdapter.save, place, record, ttl_ms)
         else:
             name = _text("state", state)
@@ -174,8 +186,8 @@ class FSMStore(Store[FSMAdapter]):
             place,
             FSMAdapter.compare_and_set,
             place,
-            Step(expected.flow, expected.state),
-            Step(_text("flow", state.flow), _text("state", state.state)),
+            _step(expected),
+            _step(state),
             None if keep_data else _fields(key, state.data),
             ttl_ms,
         )
@@ -209,14 +221,16 @@ class FSMStore(Store[FSMAdapter]):
                 task_group.cancel_scope.cancel("the store is closing")
 
     async def _sweep_forever(self) -> None:
+        if type(self._adapter).sweep is FSMAdapter.sweep:
+            return  # the database removes them itself
         while True:
             await sleep_ms(self._clock, self._sweep_interval_ms)
             if not any(self._bots.values()):
                 continue
             try:
                 while await self._sweep() == _SWEEP_LIMIT:
-                    continue
-            except StoreUnavailable:
+                    await checkpoint()
+            except TrunklineError:
                 continue  # there will be another time
 
     async def _sweep(self) -> int:
@@ -278,6 +292,10 @@ def _text(name: str, value: object) -> Any:
     if problem is not None:
         raise ConfigurationError(f"{name} {value!r} {problem}, and cannot be stored")
     return value
+
+
+def _step(state: FSMState) -> Step:
+    return Step(_text("flow", state.flow), _text("state", state.state))
 
 
 def _fields(key: Key, data: object) -> Fields:

@@ -36,7 +36,12 @@ _EVENTS = (
     "removed_chat_boost",
     "business_connection",
     "deleted_business_messages",
+    "managed_bot",
+    "subscription",
+    "stopped_message_generation",
 )
+#: What tells an event itself from the update around it, which has none of these.
+_PARTS_OF_EVENTS = ("chat", "from_user", "from", "user")
 
 
 class KeyStrategy(Protocol):
@@ -84,17 +89,17 @@ class ChatTopic:
 
 
 class ChatTopicUser:
-    """One conversation a user in each topic: `(chat_id, thread_id, user_id)`.
+    """One conversation a user in each topic of a forum: `(chat_id, thread_id, user_id)`.
 
-    Chat and thread are 0 where there is none.
+    The thread is 0 where there is none.
     """
 
     @staticmethod
     def extract(update: object) -> tuple[int, ...] | None:
         where = _where(update)
-        if where.user_id is None:
+        if where.chat_id is None or where.user_id is None:
             return None
-        return (where.chat_id or 0, where.thread_id or 0, where.user_id)
+        return (where.chat_id, where.thread_id or 0, where.user_id)
 
 
 class _Where(NamedTuple):
@@ -105,10 +110,9 @@ class _Where(NamedTuple):
 
 def _where(update: object) -> _Where:
     """Chat, thread and user of an update, or of the event inside it."""
-    event = next((part for name in _EVENTS if (part := _part(update, name)) is not None), None)
-    if event is None or _part(update, "chat") is not None:
-        # A message with a pinned or replied message in it, not an update.
-        event = update
+    event = update
+    if all(_part(update, name) is None for name in _PARTS_OF_EVENTS):
+        event = next((part for name in _EVENTS if (part := _part(update, name)) is not None), None)
     # A callback query has its chat and thread in the message whose button was pressed.
     message = _part(event, "message")
     place = event if _part(event, "chat") is not None or message is None else message
@@ -121,10 +125,11 @@ def _where(update: object) -> _Where:
 
 
 def _thread(message: object) -> object:
-    """The forum topic of a message. Replies in plain groups have a thread id that is no topic."""
-    thread_id = _part(message, "message_thread_id")
+    """The forum topic of a message. A reply in a plain group has a thread id that is no topic."""
     is_topic = _part(message, "is_topic_message")
-    return None if is_topic is False else thread_id
+    if is_topic is None:
+        is_topic = _part(message, "reply_to_message") is None
+    return _part(message, "message_thread_id") if is_topic else None
 
 
 def _part(thing: object, name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 try:
     from aiogram import BaseMiddleware, Bot
+    from aiogram.enums import ContentType
     from aiogram.exceptions import DataNotDictLikeError
     from aiogram.fsm.state import State
     from aiogram.fsm.storage.base import BaseEventIsolation, BaseStorage, StateType, StorageKey
@@ -22,7 +23,7 @@ except ImportError as error:
 from trunkline.backends.locks import KeyLocks
 from trunkline.fsm import FSMStore
 from trunkline.integrations.source import StoreSource
-from trunkline.line import Trunkline
+from trunkline.line import Arrival, Trunkline
 
 __all__ = ("TrunklineEventIsolation", "TrunklineMiddleware", "TrunklineStorage")
 
@@ -63,7 +64,9 @@ class TrunklineStorage(BaseStorage):
 
     def create_isolation(self) -> TrunklineEventIsolation:
         """An isolation on the same store, which stays this storage's to close."""
-        return TrunklineEventIsolation(self.store)._sharing(self._source)
+        isolation = TrunklineEventIsolation(self.store)
+        isolation._source = self._source
+        return isolation
 
     async def start(self) -> None:
         """Open the store of a URL now: a wrong one ends the program, and not its first update.
@@ -87,7 +90,11 @@ class TrunklineStorage(BaseStorage):
         async with self._changing(key) as store:
             if name is not None:
                 await store.set_state(bot_name, place, name)
-            elif await store.get_data(bot_name, place):
+                return
+            stored = await store.get_state(bot_name, place)
+            if stored is None:
+                return
+            if stored.data:
                 await store.set_state(bot_name, place, None)
             else:
                 await store.clear(bot_name, place)
@@ -104,7 +111,9 @@ class TrunklineStorage(BaseStorage):
                 await store.set_data(bot_name, place, data)
                 return
             stored = await store.get_state(bot_name, place)
-            if stored is not None and stored.state is not None:
+            if stored is None:
+                return
+            if stored.state is not None:
                 await store.set_data(bot_name, place, {})
             else:
                 await store.clear(bot_name, place)
@@ -144,10 +153,8 @@ class TrunklineEventIsolation(BaseEventIsolation):
         >>> dispatcher = Dispatcher(
         ...     storage=TrunklineStorage(store), events_isolation=TrunklineEventIsolation(store)
         ... )
-        >>> dispatcher.startup.register(store.start) is not None
-        True
-        >>> dispatcher.shutdown.register(store.stop) is not None
-        True
+        >>> dispatcher.startup.register(store.start)
+        >>> dispatcher.shutdown.register(store.stop)
     """
 
     def __init__(self, store: FSMStore | str) -> None:
@@ -165,3 +172,165 @@ class TrunklineEventIsolation(BaseEventIsolation):
         await self._source.close()
 
 
+class TrunklineMiddleware(BaseMiddleware):
+    """Takes every message and pressed button into a line, and hands handlers what came of it.
+
+    Handlers get `line`; `arrival`, the `Arrival` that `line.ingest` made; and `route`, the
+    `Resolution` of where the answer goes. Other updates, such as inline queries, have `line` alone.
+    A message that comes again, or was edited, is not stored again: `arrival.duplicate` tells.
+
+    Put it on updates, where it runs behind aiogram's own middlewares, inside the isolation.
+
+    Args:
+        line: started before the dispatcher and stopped after it; the dispatcher can do so.
+        channel: the platform's name in session keys.
+        content: what is stored of a message or a pressed button, if not text as it is and anything
+            else as one block: its type, its file's id and its caption.
+
+    Raises:
+        StoreUnavailable: to aiogram's error handlers, with nothing stored and no handler called.
+
+    Example:
+        >>> from aiogram import Dispatcher
+        >>> from trunkline import Trunkline
+        >>> from trunkline.integrations.aiogram import TrunklineMiddleware, TrunklineStorage
+        >>> line = Trunkline("sqlite:///bot.db")
+        >>> dispatcher = Dispatcher(storage=TrunklineStorage(line.fsm))
+        >>> dispatcher.startup.register(line.start)
+        >>> dispatcher.shutdown.register(line.stop)
+        >>> _ = dispatcher.update.outer_middleware(TrunklineMiddleware(line))
+        >>> @dispatcher.message()
+        ... async def on_message(message, line, arrival, route):
+        ...     await message.answer(f"hello, {arrival.participant.identity['name']}")
+    """
+
+    def __init__(
+        self,
+        line: Trunkline,
+        *,
+        channel: str = "telegram",
+        content: Callable[[Message | CallbackQuery], Any] | None = None,
+    ) -> None:
+        self._line = line
+        self._channel = channel
+        self._content = content or _content
+
+    async def __call__(
+        self,
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        data["line"] = self._line
+        spoken = _spoken(event)
+        if spoken is not None:
+            data["arrival"] = await self._ingest(spoken, data["bot"])
+            data["route"] = await self._line.reply_route(data["arrival"])
+        return await handler(event, data)
+
+    async def _ingest(self, spoken: Message | CallbackQuery, bot: Bot) -> Arrival:
+        place = spoken if isinstance(spoken, Message) else spoken.message
+        assert place is not None, "_spoken gives no button without its message"
+        message = place if isinstance(place, Message) else None
+        sender = _sender(spoken)
+        return await self._line.ingest(
+            channel=self._channel,
+            bridge_id=_bridge_id(bot, message),
+            external_room_id=place.chat.id,
+            external_thread_id=None if message is None else _thread_id(message),
+            external_user_id=None if sender is None else sender.id,
+            content=self._content(spoken),
+            room={"type": _ROOM_TYPES.get(place.chat.type, "group"), "name": place.chat.full_name},
+            participant=None if sender is None else _participant(sender),
+            **_ids(spoken),
+        )
+
+
+#: Telegram's types of chats → ours of rooms.
+_ROOM_TYPES = {"private": "direct", "channel": "channel"}
+
+
+def _bot_name(key: StorageKey) -> str:
+    return f"aiogram:{key.bot_id}"
+
+
+def _place(key: StorageKey) -> tuple[int | str | None, ...]:
+    return (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
+
+
+def _check_is_map(data: object) -> None:
+    if not isinstance(data, Mapping):
+        raise DataNotDictLikeError(
+            f"Data must be a dict or dict-like object, got {type(data).__name__}"
+        )
+
+
+def _spoken(event: TelegramObject) -> Message | CallbackQuery | None:
+    """The message or pressed button of an event, if it is from a chat."""
+    if isinstance(event, Update):
+        try:
+            event = event.event
+        except UpdateTypeLookupError:  # of a Bot API that is newer than aiogram
+            return None
+    if isinstance(event, Message) or (isinstance(event, CallbackQuery) and event.message):
+        return event
+    return None
+
+
+def _bridge_id(bot: Bot, message: Message | None) -> str:
+    """The bot; a business account that it works for has a conversation of its own with a user."""
+    connection_id = None if message is None else message.business_connection_id
+    return str(bot.id) if connection_id is None else f"{bot.id}/{connection_id}"
+
+
+def _thread_id(message: Message) -> int | None:
+    # A reply in a plain group has a thread id as well, which is no topic.
+    return message.message_thread_id if message.is_topic_message else None
+
+
+def _sender(spoken: Message | CallbackQuery) -> User | Chat | None:
+    """Who said it. Behind a channel or an anonymous admin Telegram puts a user that is no one's."""
+    if isinstance(spoken, Message) and spoken.sender_chat is not None:
+        return spoken.sender_chat
+    return spoken.from_user
+
+
+def _participant(sender: User | Chat) -> dict[str, Any]:
+    kind = "agent" if isinstance(sender, User) and sender.is_bot else "human"
+    identity = {"name": sender.full_name, "username": sender.username}
+    return {"type": kind, "identity": identity}
+
+
+def _ids(spoken: Message | CallbackQuery) -> dict[str, Any]:
+    if isinstance(spoken, Message):
+        return {
+            "external_message_id": spoken.message_id,
+            "external_reply_to_id": _reply_to_id(spoken),
+            # Not as `sent_at`: Telegram's clock has whole seconds, which would put a message
+            # before the answer that it follows.
+            "metadata": {"date": spoken.date.isoformat()},
+        }
+    # Ids of buttons' queries and of messages are no kin.
+    message_id = None if spoken.message is None else spoken.message.message_id
+    return {"external_message_id": f"callback:{spoken.id}", "external_reply_to_id": message_id}
+
+
+def _reply_to_id(message: Message) -> int | None:
+    answered = message.reply_to_message
+    # Everything in a topic answers the message that opened it.
+    if answered is None or answered.message_id == _thread_id(message):
+        return None
+    return answered.message_id
+
+
+def _content(spoken: Message | CallbackQuery) -> Any:
+    if isinstance(spoken, CallbackQuery):
+        return [{"type": "callback", "data": spoken.data or spoken.game_short_name}]
+    if spoken.text is not None:
+        return spoken.text
+    kind = ContentType(spoken.content_type).value
+    media = getattr(spoken, kind, None)
+    if isinstance(media, list) and media:  # a photo in several sizes, the largest last
+        media = media[-1]
+    block = {"type": kind, "file_id": getattr(media, "file_id", None), "text": spoken.caption}
+    return [{name: value for name, value in block.items() if value is not None}]

@@ -69,8 +69,8 @@ class PersistenceAdapter(Adapter, ABC):
     """The contract of persistence. Subclass it and run `trunkline.testing.PersistenceContract`.
 
     The store has checked what it hands over: models are valid, ids are strings that are not empty,
-    external ids are strings, limits are in range. A method answers, or raises the error that is
-    named; what it raises, it has not changed anything.
+    have no NUL and at most 800 bytes, external ids are strings, limits are in range. A method
+    answers, or raises the error that is named; when it raises, it has not changed anything.
 
     Models come back equal to what was saved. Saving again under the same id replaces the whole
     model, and every index with it: what is looked up by an old external id, room, thread or root
@@ -117,8 +117,10 @@ class PersistenceAdapter(Adapter, ABC):
     ) -> Participant:
         """The participant with this id on this channel; else `candidate`, saved.
 
-        One row however many callers race, in one process or several. Of several saved with the
-        same external id, the one that was saved with it first.
+        If there is a participant with the candidate's id, that one gets the external id, and stays
+        as it is otherwise. One row however many callers race, in one process or several. Of several
+        saved with the same external id, the one that was saved with it first; when that one has
+        lost it, the one with the least id.
         """
 
     # -- messages --------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ class PersistenceAdapter(Adapter, ABC):
         """Bind, or return the binding if the same room is bound to the same external room already.
 
         Raises `NotFound` for an unknown room, `AlreadyBound` if the external room is bound to
-        another room.
+        another room, or if there is a binding with this id.
         """
 
     @abstractmethod

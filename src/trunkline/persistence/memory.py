@@ -155,7 +155,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     ) -> list[Message]:
         first = self._messages_of_room.place(room_id, after, beyond=True)
         last = self._messages_of_room.place(room_id, before, beyond=False)
-        window = self._messages_of_room.of(room_id)[first:last]
+        window = self._messages_of_room.of(room_id, first, last)
         if thread_id is not None:
             window = [message for message in window if message.thread_id == thread_id]
         return _copies(window[-limit:])
@@ -204,6 +204,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         bound = self._binding_of_external.get(_external_of_binding(binding))
         if bound is not None:
             return self._rooms.get(self._bindings.get(bound).room_id)
+        self._require_new_binding(binding)
         room = self._rooms.peek(candidate.id) or self.save_room(candidate)
         self.create_room_binding(binding)
         return checked(room)
@@ -225,11 +226,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             raise AlreadyBound(
                 f"{':'.join(key)} is bound to room {standing.room_id!r} already", standing.room_id
             )
-        other = self._bindings.peek(binding.id)
-        if other is not None:
-            raise AlreadyBound(
-                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
-            )
+        self._require_new_binding(binding)
         self._binding_of_external[key] = binding.id
         return self._bindings.put(binding)
 
@@ -240,6 +237,13 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         binding = self._bindings.get(binding_id)
         del self._binding_of_external[_external_of_binding(binding)]
         self._bindings.remove(binding_id)
+
+    def _require_new_binding(self, binding: RoomBinding) -> None:
+        other = self._bindings.peek(binding.id)
+        if other is not None:
+            raise AlreadyBound(
+                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
+            )
 
     # -- directory -------------------------------------------------------------------------------
 
@@ -412,8 +416,8 @@ class _Index(Generic[K, M]):
         self._groups: dict[K, list[M]] = {}
         shelf.follow(self)  # type: ignore[arg-type]
 
-    def of(self, key: K) -> list[M]:
-        return list(self._groups.get(key, ()))
+    def of(self, key: K, first: int | None = None, last: int | None = None) -> list[M]:
+        return self._groups.get(key, [])[first:last]
 
     def place(self, key: K, model_id: str | None, *, beyond: bool) -> int | None:
         """Where a model stands in the group, or just beyond it; `None` without a model."""

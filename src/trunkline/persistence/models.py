@@ -280,6 +280,8 @@ def checked(model: M) -> M:
         name = path.rstrip("`").partition(".")[0].partition("[")[0]
         if reason.startswith("Invalid enum value"):
             reason = f"Expected one of {', '.join(choices(kind, name))}"
+        elif reason.startswith("Invalid RFC3339"):
+            reason = f"Expected `datetime`, got `{type(getattr(model, name)).__name__}`"
         raise _invalid(model, name, reason) from None
     except _UNREADABLE as error:
         raise _invalid(model, _culprit(model), _reason(error)) from None

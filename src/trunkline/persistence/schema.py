@@ -26,11 +26,14 @@ __all__ = (
 
 _metadata = sa.MetaData()
 
+#: Sorted by code points everywhere, whatever the locale of a PostgreSQL database.
+_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 
 def _of_room(*, primary_key: bool = False) -> sa.Column[str]:
     return sa.Column(
         "room_id",
-        sa.Text,
+        _TEXT,
         sa.ForeignKey("trunkline_rooms.id", ondelete="CASCADE"),
         primary_key=primary_key,
         nullable=False,
@@ -38,16 +41,16 @@ def _of_room(*, primary_key: bool = False) -> sa.Column[str]:
 
 
 def _document() -> sa.Column[str]:
-    return sa.Column("document", sa.Text, nullable=False)
+    return sa.Column("document", _TEXT, nullable=False)
 
 
 rooms = sa.Table(
     "trunkline_rooms",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("id", _TEXT, primary_key=True),
+    sa.Column("type", _TEXT, nullable=False),
     #: The name, case-folded, for the directory.
-    sa.Column("folded_name", sa.Text),
+    sa.Column("folded_name", _TEXT),
     _document(),
     sa.Index("trunkline_rooms_by_type", "type", "id"),
 )
@@ -55,8 +58,8 @@ rooms = sa.Table(
 participants = sa.Table(
     "trunkline_participants",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("folded_name", sa.Text),
+    sa.Column("id", _TEXT, primary_key=True),
+    sa.Column("folded_name", _TEXT),
     _document(),
 )
 
@@ -65,12 +68,12 @@ participant_external_ids = sa.Table(
     _metadata,
     sa.Column(
         "participant_id",
-        sa.Text,
+        _TEXT,
         sa.ForeignKey("trunkline_participants.id", ondelete="CASCADE"),
         primary_key=True,
     ),
-    sa.Column("channel", sa.Text, primary_key=True),
-    sa.Column("external_id", sa.Text, nullable=False),
+    sa.Column("channel", _TEXT, primary_key=True),
+    sa.Column("external_id", _TEXT, nullable=False),
     #: 1 for the one that get_or_create finds, NULL for others saved later with the same id.
     sa.Column("holder", sa.Integer),
     sa.UniqueConstraint("channel", "external_id", "holder", name="trunkline_participant_holder"),
@@ -79,12 +82,12 @@ participant_external_ids = sa.Table(
 messages = sa.Table(
     "trunkline_messages",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _TEXT, primary_key=True),
     _of_room(),
-    sa.Column("thread_id", sa.Text),
-    sa.Column("channel", sa.Text),
-    sa.Column("bridge_id", sa.Text),
-    sa.Column("external_id", sa.Text),
+    sa.Column("thread_id", _TEXT),
+    sa.Column("channel", _TEXT),
+    sa.Column("bridge_id", _TEXT),
+    sa.Column("external_id", _TEXT),
     sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
     _document(),
     sa.Index("trunkline_messages_by_room", "room_id", "inserted_at_us", "id"),
@@ -111,11 +114,11 @@ sa.Index(
 threads = sa.Table(
     "trunkline_threads",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _TEXT, primary_key=True),
     _of_room(),
-    sa.Column("external_thread_id", sa.Text),
-    sa.Column("root_message_id", sa.Text),
-    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("external_thread_id", _TEXT),
+    sa.Column("root_message_id", _TEXT),
+    sa.Column("status", _TEXT, nullable=False),
     sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
     _document(),
     sa.Index("trunkline_threads_by_room", "room_id", "inserted_at_us", "id"),
@@ -126,11 +129,11 @@ threads = sa.Table(
 room_bindings = sa.Table(
     "trunkline_room_bindings",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _TEXT, primary_key=True),
     _of_room(),
-    sa.Column("channel", sa.Text, nullable=False),
-    sa.Column("bridge_id", sa.Text, nullable=False),
-    sa.Column("external_room_id", sa.Text, nullable=False),
+    sa.Column("channel", _TEXT, nullable=False),
+    sa.Column("bridge_id", _TEXT, nullable=False),
+    sa.Column("external_room_id", _TEXT, nullable=False),
     sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
     _document(),
     sa.UniqueConstraint(
@@ -142,14 +145,14 @@ room_bindings = sa.Table(
 onboarding_flows = sa.Table(
     "trunkline_onboarding_flows",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _TEXT, primary_key=True),
     _document(),
 )
 
 bridge_configs = sa.Table(
     "trunkline_bridge_configs",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _TEXT, primary_key=True),
     sa.Column("enabled", sa.Boolean, nullable=False),
     _document(),
 )
@@ -161,10 +164,10 @@ routing_policies = sa.Table(
 ingress_subscriptions = sa.Table(
     "trunkline_ingress_subscriptions",
     _metadata,
-    sa.Column("bridge_id", sa.Text, primary_key=True),
+    sa.Column("bridge_id", _TEXT, primary_key=True),
     #: An empty string for a subscription without an id.
-    sa.Column("subscription_id", sa.Text, primary_key=True),
-    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("subscription_id", _TEXT, primary_key=True),
+    sa.Column("status", _TEXT, nullable=False),
     _document(),
 )
 

@@ -35,6 +35,7 @@ from trunkline.persistence.models import (
     RoomBinding,
     RoutingPolicy,
     Thread,
+    folded,
     now,
 )
 from trunkline.persistence.schema import (
@@ -157,16 +158,19 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         if found is not None:
             return found
         insert = self._insert_if_absent(participants)
-        made = self._execute(insert, _participant_row(candidate)).rowcount == 1
+        if self._execute(insert, _participant_row(candidate)).rowcount == 0:
+            known = self.get_participant(candidate.id)
+            ids = {**known.external_ids, channel: candidate.external_ids[channel]}
+            self.save_participant(replace(known, external_ids=ids))
+            return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
         row = {**key, "participant_id": candidate.id, "holder": 1}
         if self._execute(self._insert_if_absent(participant_external_ids), row).rowcount == 1:
             for other, value in candidate.external_ids.items():
                 if other != channel:
                     self._add_external_id(candidate.id, other, str(value))
-            return candidate if made else self.get_participant(candidate.id)
+            return candidate
         # Another process was faster; its row is committed, since the insert waited for it.
-        if made:
-            self._execute(_delete_by_id(participants), {"id": candidate.id})
+        self._execute(_delete_by_id(participants), {"id": candidate.id})
         return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
 
     def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
@@ -312,6 +316,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         made = self._execute(self._insert_if_absent(rooms), _room_row(candidate)).rowcount == 1
         if self._execute(self._insert_if_absent(room_bindings), row).rowcount == 1:
             return candidate if made else self.get_room(candidate.id)
+        self._require_new_binding(binding)
         # Another process was faster; its row is committed, since the insert waited for it.
         if made:
             self.delete_room(candidate.id)
@@ -333,11 +338,12 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         except IntegrityError:
             raise NotFound(f"no Room {binding.room_id!r}") from None
         standing = self._first(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
+        self.get_room(binding.room_id)
         if standing is None:
-            raise NotFound(f"binding {binding.id!r} is taken by another external room")
+            self._require_new_binding(binding)
+            raise Conflict("another process deletes a RoomBinding that it has just made")
         if standing.room_id == binding.room_id:
             return standing
-        self.get_room(binding.room_id)
         raise AlreadyBound(
             f"{binding.channel}:{binding.bridge_id}:{binding.external_room_id} is bound to room"
             f" {standing.room_id!r} already",
@@ -350,20 +356,27 @@ class SQLPersistenceAdapter(PersistenceAdapter):
     def delete_room_binding(self, binding_id: str) -> None:
         self._delete(room_bindings, {"id": binding_id}, f"no RoomBinding {binding_id!r}")
 
+    def _require_new_binding(self, binding: RoomBinding) -> None:
+        other = self._first(RoomBinding, _by_id(room_bindings), {"id": binding.id})
+        if other is not None:
+            raise AlreadyBound(
+                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
+            )
+
     # -- directory -------------------------------------------------------------------------------
 
     def directory_search(
         self, target: DirectoryTarget, query: DirectoryQuery
     ) -> list[Participant] | list[Room]:
         if target == "participant":
-            statement = _directory(participants, query)
+            statement = self._directory(participants, query)
             if query.external_id is not None:
                 external = participant_external_ids.c
                 statement = statement.join(participant_external_ids).where(
                     external.channel == query.channel, external.external_id == query.external_id
                 )
             return self._all(Participant, statement)
-        statement = _directory(rooms, query)
+        statement = self._directory(rooms, query)
         if query.external_id is not None:
             statement = statement.join(room_bindings).where(
                 room_bindings.c.channel == query.channel,
@@ -371,6 +384,16 @@ class SQLPersistenceAdapter(PersistenceAdapter):
                 room_bindings.c.external_room_id == query.external_id,
             )
         return self._all(Room, statement)
+
+    def _directory(self, table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:
+        statement = sa.select(table.c.document).order_by(table.c.id)
+        if query.id is not None:
+            statement = statement.where(table.c.id == query.id)
+        if query.name is not None:
+            # Not LIKE: its patterns have an end on SQLite.
+            position = sa.func.instr if self.database.is_sqlite else sa.func.strpos
+            statement = statement.where(position(table.c.folded_name, folded(query.name)) > 0)
+        return statement
 
     # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
 
@@ -602,16 +625,6 @@ _TABLES = {
 }
 
 
-def _directory(table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:
-    statement = sa.select(table.c.document).order_by(table.c.id)
-    if query.id is not None:
-        statement = statement.where(table.c.id == query.id)
-    if query.name is not None:
-        folded = query.name.casefold()
-        statement = statement.where(table.c.folded_name.contains(folded, autoescape=True))
-    return statement
-
-
 def _room_row(room: Room) -> dict[str, Any]:
     return {
         "id": room.id,
@@ -657,7 +670,7 @@ def _binding_row(binding: RoomBinding) -> dict[str, Any]:
 
 
 def _folded(name: object) -> str | None:
-    return name.casefold() if isinstance(name, str) else None
+    return folded(name) if isinstance(name, str) else None
 
 
 def _text(value: object) -> str | None:

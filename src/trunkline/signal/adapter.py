@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,7 +12,7 @@ import msgspec
 
 from trunkline.backends import Adapter
 
-__all__ = ("ABSENT", "Changes", "Commit", "KeyName", "SignalAdapter", "Versioned")
+__all__ = ("ABSENT", "AdapterBug", "Changes", "Commit", "KeyName", "SignalAdapter", "Versioned")
 
 #: The version of what is not stored.
 ABSENT = 0
@@ -61,8 +63,23 @@ class Commit(msgspec.Struct, frozen=True):
         return [("version", self.version)]
 
 
+class AdapterBug(Exception):
+    """An adapter raised an exception that is a bug. It tells where, and nothing that was said."""
+
+
 class SignalAdapter(Adapter, ABC):
-    """The contract of signal. Subclass it and run `trunkline.testing.SignalContract`."""
+    """The contract of signal. Subclass it and run `trunkline.testing.SignalContract`.
+
+    An exception that is a bug is shown as an `AdapterBug`, since its message may quote a secret.
+    """
+
+    def shown_bug(self, error: Exception) -> AdapterBug:
+        bug = AdapterBug(
+            f"{type(error).__qualname__} in {type(self).__qualname__}, of which the message is"
+            " kept back, since it may quote a secret"
+        )
+        bug.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+        return bug
 
     @abstractmethod
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
@@ -80,3 +97,7 @@ class SignalAdapter(Adapter, ABC):
     @abstractmethod
     def names(self) -> Sequence[KeyName]:
         """The name of every entry, sorted."""
+
+    def summary(self) -> dict[str, int]:
+        """How many entries each family has, for `trunkline inspect`."""
+        return dict(Counter(name.family for name in self.names()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Self
 
 from trunkline.backends.adapter import Operation
@@ -79,17 +79,42 @@ return names
 """
 
 
+#: KEYS[1]: the set of families. ARGV[1]: prefix.
+_SUMMARY = """
+local counts = {}
+for _, family in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    counts[#counts + 1] = family
+    counts[#counts + 1] = redis.call('HLEN', ARGV[1] .. ':' .. family)
+end
+return counts
+"""
+
+#: KEYS[1]: the hash of a family. ARGV[1]: cursor.
+_SCAN = """
+return redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 500)
+"""
+
+#: KEYS[1]: the set of families. ARGV: prefix, then triples family, id, stored value.
+_RESTORE = """
+for i = 2, #ARGV, 3 do
+    redis.call('SADD', KEYS[1], ARGV[i])
+    redis.call('HSET', ARGV[1] .. ':' .. ARGV[i], ARGV[i + 1], ARGV[i + 2])
+end
+"""
+
+
 class RedisSignalAdapter(LeaseLocks, SignalAdapter):
     """Entries in a hash a family; a commit checks the versions and the lease on the server.
 
     Args:
         url: `redis://…` or `valkey://…`.
+        timeout_ms: how long connecting, and one answer, may take.
     """
 
     lock_prefix = "trunkline:{signal}:lock"
 
-    def __init__(self, url: str) -> None:
-        self.server = RedisServer(url)
+    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+        self.server = RedisServer(url, timeout_ms)
 
     def sibling(self) -> Self:
         other = object.__new__(type(self))
@@ -128,6 +153,31 @@ class RedisSignalAdapter(LeaseLocks, SignalAdapter):
         raw = self.server.call(ScriptCall(_NAMES, [_FAMILIES], [_PREFIX]))
         parts = [part.decode() for part in raw]
         return sorted(map(KeyName, parts[::2], parts[1::2]))
+
+    def summary(self) -> dict[str, int]:
+        raw = self.server.call(ScriptCall(_SUMMARY, [_FAMILIES], [_PREFIX]))
+        counts = zip(raw[::2], raw[1::2], strict=True)
+        return {family.decode(): count for family, count in sorted(counts) if count}
+
+    def scan(self) -> Iterator[list[tuple[KeyName, Versioned]]]:
+        """Every entry, a page at a time; one that changes meanwhile, maybe twice."""
+        for family in self.summary():
+            cursor = b"0"
+            while True:
+                call = ScriptCall(_SCAN, [f"{_PREFIX}:{family}"], [cursor])
+                cursor, raw = self.server.call(call)
+                names = [KeyName(family, entry_id.decode()) for entry_id in raw[::2]]
+                if names:
+                    yield list(_found(names, raw[1::2]).items())
+                if cursor == b"0":
+                    break
+
+    def restore(self, page: Sequence[tuple[KeyName, Versioned]]) -> None:
+        """Put what `scan` gave, with its versions as they were."""
+        arguments: list[Any] = [_PREFIX]
+        for (family, entry_id), (version, value) in page:
+            arguments += [family, entry_id, b"%d:%b" % (version, value)]
+        self.server.call(ScriptCall(_RESTORE, [_FAMILIES], arguments))
 
     def _commit(self, commit: Commit) -> ScriptCall:
         lock, token = commit.lease or ("", "")

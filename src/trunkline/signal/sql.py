@@ -52,10 +52,11 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
+        timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
-    def __init__(self, url: str) -> None:
-        self._adopt(Database(url, component="signal", migrations=MIGRATIONS))
+    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+        self._adopt(Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms))
 
     def _adopt(self, database: Database) -> None:
         self.database = database
@@ -123,3 +124,8 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
     def names(self) -> Sequence[KeyName]:
         statement = sa.select(entries.c.family, entries.c.id)
         return sorted(KeyName(*row) for row in self.database.connection.execute(statement))
+
+    def summary(self) -> dict[str, int]:
+        family = entries.c.family
+        statement = sa.select(family, sa.func.count()).group_by(family).order_by(family)
+        return {row[0]: row[1] for row in self.database.connection.execute(statement)}

@@ -1,0 +1,50 @@
+"""Where the files of the stores go: a real disk, and what it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+
+import msgspec
+import psutil
+
+#: What looks like a disk and is memory, where a commit costs nothing.
+IN_MEMORY = {"tmpfs", "ramfs"}
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    file_system: str
+    #: The median time to write 4 KiB and have it on the disk, in µs.
+    fsync_us: float
+
+    def __str__(self) -> str:
+        return f"{self.file_system}, where 4 KiB are on the disk after {self.fsync_us:.0f} µs"
+
+
+def look_at(folder: Path) -> Disk:
+    """The disk on which `folder` stands."""
+    path = folder.resolve()
+    mounts = [
+        one for one in psutil.disk_partitions(all=True) if path.is_relative_to(one.mountpoint)
+    ]
+    # Of those mounted on one place the last one is on top.
+    mounted = max(reversed(mounts), key=lambda one: len(Path(one.mountpoint).parts), default=None)
+    return Disk(
+        file_system="unknown" if mounted is None else mounted.fstype, fsync_us=_time_fsync(folder)
+    )
+
+
+def _time_fsync(folder: Path, times: int = 100) -> float:
+    file = os.open(folder / "fsync", os.O_CREAT | os.O_WRONLY)
+    took = []
+    try:
+        for _ in range(times):
+            started = perf_counter_ns()
+            os.write(file, bytes(4096))
+            os.fsync(file)
+            took.append(perf_counter_ns() - started)
+    finally:
+        os.close(file)
+    return median(took) / 1000

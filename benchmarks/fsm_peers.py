@@ -1,0 +1,148 @@
+"""Other ways to keep the state of a dialogue. Each is asked the same three things."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiosqlite
+from aiogram.fsm.storage.base import BaseStorage, StorageKey
+from aiogram.fsm.storage.memory import MemoryStorage
+from aiogram.fsm.storage.redis import RedisStorage
+
+from benchmarks.race import Crowd
+from benchmarks.store_peers import connect
+from trunkline import FSMState, FSMStore
+
+BOT = "support_bot"
+
+#: No dialogue is given twice in a row what it has: SQLite would have nothing to write.
+STATES = ("get_name", "get_email", "get_language")
+
+#: What a dialogue has collected so far.
+DATA = [
+    {"name": "Ada Lovelace", "language": "en", "attempts": attempts}
+    for attempts in range(len(STATES))
+]
+
+#: Dialogues under way, each of a user in a chat of theirs: nothing that is measured begins one.
+USERS = random.Random(1).sample(range(10**8, 10**9), 512)
+
+
+class Act(NamedTuple):
+    """One of the three things, and what it takes for each of the dialogues."""
+
+    call: Callable[..., Awaitable[object]]
+    arguments: list[tuple[Any, ...]]
+
+    async def do(self, arguments: tuple[Any, ...]) -> None:
+        await self.call(*arguments)
+
+    async def do_all(self, many: list[tuple[Any, ...]]) -> None:
+        call = self.call
+        for arguments in many:
+            await call(*arguments)
+
+
+class FSM(NamedTuple):
+    set_state: Act
+    update_data: Act
+    get_state: Act
+
+
+@asynccontextmanager
+async def our_fsm(url: str) -> AsyncGenerator[FSM, None]:
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+        yield await _begin_all(store, [(BOT, (user, user)) for user in USERS])
+
+
+@asynccontextmanager
+async def aiogram_memory(_url: str) -> AsyncGenerator[FSM, None]:
+    """Without bounds, and never forgetting: a read of what is not there stores an empty record.
+
+    What it keeps is what it was given, and not a copy: a list in the data changes with the
+    caller's.
+    """
+    yield await _begin_all(MemoryStorage(), _aiogram_keys())
+
+
+@asynccontextmanager
+async def aiogram_redis(url: str) -> AsyncGenerator[FSM, None]:
+    """`update_data` is a `GET` and then a `SET`: of two at once, one may be lost.
+
+    A connection for every caller, which is its fastest. As redis-py comes, with no more than 100,
+    it refuses the others.
+    """
+    storage = RedisStorage.from_url(url, connection_kwargs={"max_connections": 1_024})
+    yield await _begin_all(storage, _aiogram_keys())
+    await storage.close()
+
+
+def _aiogram_keys() -> list[tuple[StorageKey]]:
+    return [(StorageKey(bot_id=42, chat_id=user, user_id=user),) for user in USERS]
+
+
+@asynccontextmanager
+async def aiosqlite_fsm(path: Path) -> AsyncGenerator[FSM, None]:
+    """A commit a call, in the table of our own store, with the data as JSON; calls take turns."""
+    async with FSMStore(f"sqlite:///{path}"):
+        pass  # makes the table
+    async with connect(path) as connection:
+        yield await _begin_all(SQLiteFSM(connection), [(str(user),) for user in USERS])
+
+
+class SQLiteFSM:
+    """As plain as a bot would write it."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+        self._turn = asyncio.Lock()
+
+    async def get_state(self, key: str) -> FSMState | None:
+        statement = "SELECT state, fields FROM trunkline_fsm WHERE bot_name = ? AND key = ?"
+        rows = await self._connection.execute_fetchall(statement, (BOT, key))
+        for state, fields in rows:
+            return FSMState(state, data=json.loads(fields))
+        return None
+
+    async def set_state(self, key: str, state: str) -> None:
+        async with self._turn:
+            await self._connection.execute(
+                "INSERT INTO trunkline_fsm (bot_name, key, state, fields) VALUES (?, ?, ?, '{}')"
+                " ON CONFLICT DO UPDATE SET state = excluded.state",
+                (BOT, key, state),
+            )
+            await self._connection.commit()
+
+    async def update_data(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
+        async with self._turn:
+            stored = await self.get_state(key)
+            merged = {**(stored.data if stored else {}), **data}
+            await self._connection.execute(
+                "INSERT INTO trunkline_fsm (bot_name, key, fields) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET fields = excluded.fields",
+                (BOT, key, json.dumps(merged)),
+            )
+            await self._connection.commit()
+        return merged
+
+
+async def _begin_all(storage: FSMStore | BaseStorage | SQLiteFSM, keys: list[Any]) -> FSM:
+    """The acts of `storage`, after each dialogue was begun under its key."""
+    fsm = FSM(
+        Act(storage.set_state, [(*key, state) for state in STATES for key in keys]),
+        Act(storage.update_data, [(*key, data) for data in DATA for key in keys]),
+        Act(storage.get_state, keys),
+    )
+    for act in (fsm.set_state, fsm.update_data):
+        await Crowd(act.do, callers=16)(act.arguments[-len(keys) :])
+    state = await storage.get_state(*keys[0])
+    assert getattr(state, "state", state) == STATES[-1], state
+    assert await storage.update_data(*keys[0], {}) == DATA[-1]
+    return fsm

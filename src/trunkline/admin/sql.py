@@ -1,0 +1,265 @@
+"""SQLite and PostgreSQL as an operator sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
+
+from trunkline.admin.side import STORES, Key, Row, Schema, Shelf, Side
+from trunkline.backends.sql import Database, _prepare_sqlite, upsert
+from trunkline.errors import ConfigurationError
+from trunkline.fsm.sql import MIGRATIONS as FSM_MIGRATIONS
+from trunkline.fsm.sql import SQLFSMAdapter, records
+from trunkline.persistence.schema import MIGRATIONS as PERSISTENCE_MIGRATIONS
+from trunkline.persistence.schema import tables
+from trunkline.persistence.sql import SQLPersistenceAdapter
+from trunkline.signal.sql import MIGRATIONS as SIGNAL_MIGRATIONS
+from trunkline.signal.sql import SQLSignalAdapter, entries
+
+__all__ = ("SQLSide",)
+
+_MIGRATIONS = {
+    "persistence": PERSISTENCE_MIGRATIONS,
+    "fsm": FSM_MIGRATIONS,
+    "signal": SIGNAL_MIGRATIONS,
+}
+
+_TABLES: dict[str, Sequence[sa.Table]] = {
+    "persistence": tables,
+    "fsm": (records,),
+    "signal": (entries,),
+}
+
+_ADAPTERS = {
+    "persistence": SQLPersistenceAdapter,
+    "fsm": SQLFSMAdapter,
+    "signal": SQLSignalAdapter,
+}
+
+_VERSIONS = sa.table("trunkline_schema", sa.column("component"), sa.column("version"))
+
+#: How long one statement of a copy, or waiting for a lock, may take.
+_PATIENCE_MS = 60_000
+
+
+class ExistingDatabase(Database):
+    """A database that is only read: nothing is created, migrated, or set up anew."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, component="database", migrations=())
+        self._is_sibling = True
+        if self.is_sqlite:
+            # It would turn a backup without a write-ahead log into a file with one.
+            event.remove(self._engine, "connect", _prepare_sqlite)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that sees one instant, for as long as it takes."""
+        with self.transaction(read_only=True):
+            if not self.is_sqlite:
+                for setting in (
+                    "TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+                    "LOCAL idle_in_transaction_session_timeout = 0",
+                ):
+                    self.connection.exec_driver_sql(f"SET {setting}")
+            with self._unhurried():
+                yield
+
+
+class SQLSide(Side):
+    """A SQL database.
+
+    Args:
+        url: `sqlite:///file.db` or `postgresql://…`.
+    """
+
+    can_hold = STORES
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._existing = ExistingDatabase(url)
+        if self._existing.is_memory:
+            raise ConfigurationError(f"{url}: what is in memory is gone with its process")
+        self._writable: Database | None = None
+        # The one whose transaction is under way.
+        self._current: Database = self._existing
+        self.shown_url = self._existing.shown_url
+
+    def open(self) -> None:
+        if not self.exists():
+            raise ConfigurationError(f"{self._file} does not exist")
+        self._existing.open()
+
+    def close(self) -> None:
+        self._existing.close()
+        if self._writable is not None:
+            self._writable.close()
+
+    def exists(self) -> bool:
+        return self._file is None or self._file.exists()
+
+    def identity(self) -> str:
+        if self._file is not None:
+            status = self._file.stat()
+            return f"{status.st_dev}:{status.st_ino}"
+        with self.snapshot():
+            row = self.connection.exec_driver_sql(
+                "SELECT pg_postmaster_start_time(), current_database(), current_schema()"
+            ).one()
+        return ":".join(map(str, row))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        with self._existing.snapshot():
+            self._current = self._existing
+            yield
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        assert self._writable is not None, "before create"
+        try:
+            with self._writable.transaction():
+                self._current = self._writable
+                yield
+        except IntegrityError as error:
+            # Its first line names the constraint; the others quote what is stored.
+            reason = str(error.orig).partition("\n")[0]
+            raise ConfigurationError(
+                f"{self.shown_url}: what is there stands in the way: {reason}"
+            ) from None
+
+    def stores(self) -> dict[str, Schema]:
+        if not sa.inspect(self.connection).has_table(_VERSIONS.name):
+            return {}
+        rows = self.connection.execute(sa.select(_VERSIONS.c.component, _VERSIONS.c.version))
+        versions = {row.component: row.version for row in rows}
+        return {
+            store: Schema(versions[store], len(_MIGRATIONS[store]))
+            for store in STORES
+            if store in versions
+        }
+
+    def adapter(self, store: str) -> Any:
+        adapter = _ADAPTERS[store](self._url)
+        adapter.database = self._current
+        return adapter
+
+    def shelves(self, store: str) -> tuple[Shelf, ...]:
+        return tuple(TableShelf(self, table) for table in _TABLES[store])
+
+    def create(self, stores: Collection[str]) -> None:
+        for store in stores:
+            database = Database(self._url, component=store, migrations=_MIGRATIONS[store])
+            try:
+                database.open()
+            finally:
+                database.close()
+        self._writable = Database(
+            self._url, component="database", migrations=(), timeout_ms=_PATIENCE_MS
+        ).sibling()
+
+    def erase(self, store: str) -> None:
+        names = [table.name for table in reversed(_TABLES[store])]
+        if self.is_sqlite:
+            for name in names:
+                self.connection.exec_driver_sql(f"DELETE FROM {name}")
+        else:
+            self.connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
+
+    @property
+    def connection(self) -> sa.Connection:
+        """The connection of the snapshot or transaction that is under way."""
+        return self._current.connection
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._current.is_sqlite
+
+    @property
+    def _file(self) -> Path | None:
+        """The file of a SQLite database; `None` for a server."""
+        if not self._existing.is_sqlite:
+            return None
+        return Path(str(sa.make_url(self._url).database).removeprefix("file:"))
+
+
+class TableShelf(Shelf):
+    """The rows of a table, read and written in the side's transaction."""
+
+    def __init__(self, side: SQLSide, table: sa.Table) -> None:
+        self.name = table.name.removeprefix("trunkline_")
+        self._side = side
+        self._table = table
+        self._key = list(table.primary_key)
+        self._columns = [*self._key, *(one for one in table.columns if not one.primary_key)]
+        self.key_width = len(self._key)
+
+    def count(self, at_ms: int) -> int:
+        statement = sa.select(sa.func.count()).select_from(self._table).where(self._alive(at_ms))
+        return self._side.connection.execute(statement).scalar_one()
+
+    def pages(self, at_ms: int) -> Iterator[Sequence[Row]]:
+        return self._read(self._columns, at_ms)
+
+    def keys(self, at_ms: int) -> Iterator[Sequence[Key]]:
+        return self._read(self._key, at_ms)
+
+    def present(self, keys: Collection[Key]) -> set[Key]:
+        names = [column.name for column in self._key]
+        same = " AND ".join(f"one.{name} = wanted.{name}" for name in names)
+        columns = ", ".join(f"one.{name}" for name in names)
+        if self._side.is_sqlite:
+            parts = ", ".join(
+                f"json_extract(value, '$[{i}]') AS {name}" for i, name in enumerate(names)
+            )
+            wanted = f"(SELECT {parts} FROM json_each(:keys)) AS wanted"
+            values: dict[str, Any] = {"keys": json.dumps([list(key) for key in keys])}
+        else:
+            parts = ", ".join(f"CAST(:{name} AS text[])" for name in names)
+            wanted = f"unnest({parts}) AS wanted ({', '.join(names)})"
+            values = dict(zip(names, map(list, zip(*keys, strict=True)), strict=True))
+        statement = sa.text(
+            f"SELECT {columns} FROM {wanted} JOIN {self._table.name} AS one ON {same}"
+        )
+        return {tuple(row) for row in self._side.connection.execute(statement, values)}
+
+    def put(self, rows: Sequence[Row]) -> None:
+        names = [column.name for column in self._columns]
+        self._side.connection.execute(
+            upsert(self._table, sqlite=self._side.is_sqlite),
+            [dict(zip(names, row, strict=True)) for row in rows],
+        )
+
+    def _read(self, columns: Sequence[sa.Column[Any]], at_ms: int) -> Iterator[Sequence[Row]]:
+        place = sa.tuple_(*self._key)
+        statement = sa.select(*columns).where(self._alive(at_ms)).order_by(*self._key)
+        page, limit = statement, _FIRST_PAGE
+        while True:
+            rows = [tuple(row) for row in self._side.connection.execute(page.limit(limit))]
+            if rows:
+                yield rows
+            if len(rows) < limit:
+                return
+            last = sa.tuple_(*map(sa.literal, rows[-1][: self.key_width]))
+            page, limit = statement.where(place > last), _rows_in_a_page(rows)
+
+    def _alive(self, at_ms: int) -> Any:
+        ends = self._table.columns.get("expires_at_ms")
+        return sa.true() if ends is None else ends.is_(None) | (ends > at_ms)
+
+
+#: About how many bytes a page has, how many rows the first one has, and how many any at most.
+_PAGE_BYTES, _FIRST_PAGE, _PAGE_ROWS = 1 << 20, 100, 2_000
+
+
+def _rows_in_a_page(rows: Sequence[Row]) -> int:
+    """As many as make a page, if they are as large as `rows`."""
+    size = sum(len(one) for row in rows for one in row if isinstance(one, str | bytes))
+    return max(1, min(_PAGE_ROWS, _PAGE_BYTES * len(rows) // max(1, size)))

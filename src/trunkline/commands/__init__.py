@@ -1,0 +1,1 @@
+"""The commands: what each takes, what it does, and how it tells of it."""

@@ -1,0 +1,64 @@
+"""What reports are made of, and numbers as people read them."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ("counted", "duration", "facts", "note", "round_up", "sections", "short")
+
+
+def sections(*sections: tuple[str, RenderableType]) -> Group:
+    """Titles, and what stands below each."""
+    lines: list[RenderableType] = []
+    for title, section in sections:
+        lines += [Text(title, style="bold cyan"), Padding(section, (0, 0, 0, 2)), ""]
+    return Group(*lines[:-1])
+
+
+def facts(*, count: bool = False) -> Table:
+    """A table without lines: a name, what there is to say of it, and a remark."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right" if count else "left")
+    table.add_column(style="dim")
+    return table
+
+
+def note(text: str) -> Text:
+    return Text(text, style="dim")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 room`, `2,000 rooms`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+_UNITS = (("y", 31_557_600_000), ("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
+
+
+def duration(ms: int) -> str:
+    """A duration in its two largest units: `13 y 65 d`, `30 min`, `1 s 4 ms`."""
+    parts = []
+    for unit, length_ms in (*_UNITS, ("ms", 1)):
+        amount, ms = divmod(ms, length_ms)
+        if amount:
+            parts.append(f"{amount} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 ms"
+
+
+def round_up(ms: int) -> int:
+    """To the whole second, minute, hour or day, whichever adds less than a tenth."""
+    unit_ms = next((length for _, length in _UNITS[1:] if length * 10 <= ms), 1)
+    return -(-ms // unit_ms) * unit_ms
+
+
+def short(ns: int) -> str:
+    """A latency, in the unit that leaves few digits."""
+    if ns < 1_000:
+        return f"{ns} ns"
+    return f"{ns / 1e3:.1f} us" if ns < 1_000_000 else f"{ns / 1e6:.1f} ms"

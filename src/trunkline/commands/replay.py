@@ -1,0 +1,218 @@
+"""`trunkline replay`: measure how a router does on a chat log."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import anyio
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from trunkline.commands.manners import (
+    NOTHING_USABLE,
+    OK,
+    USAGE,
+    StandardOutput,
+    complain,
+    ctrl_c_ends_reads,
+)
+from trunkline.commands.replay_report import replay_report
+from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.persistence import PersistenceStore
+from trunkline.replay import ChatLog, ReplayReport, replay
+from trunkline.replay.history import History, Stored
+from trunkline.routing import RouterConfig
+
+__all__ = ("add_replay",)
+
+_TEXT = """\
+Play the messages of a chat log to a router and measure, to learn which TTL and
+capacity a bot needs. A message sets the route of its room, and of its thread
+if it is in one, and the reply to it is resolved. Since that always finds a
+route, a late answer is resolved as well, just before the message is heard: does
+what the conversation's previous message has set still stand? Time is the log's
+own, so that TTL and pruning mean what they mean in production.
+
+With --store the log is also saved, as the bot would have saved it: rooms,
+participants, threads and messages. Saving it again doubles nothing.
+"""
+
+_EXAMPLES = """\
+a line of the log is one JSON object:
+  {"ts": "2024-05-01T12:00:00Z", "channel": "irc", "bridge_id": "libera",
+   "room_id": "#python", "thread_id": null, "user_id": "ada", "text": "hello"}
+  ts is ISO 8601 or a number of seconds; thread_id may be left out; user_id and
+  text are looked at with --store, other keys never. A file may be gzipped.
+
+examples:
+  trunkline replay chat.jsonl.gz
+  trunkline replay --ttl-ms 600000 --max-entries 500 chat.jsonl
+  zcat 2024-*.gz | trunkline replay -
+  trunkline replay --json chat.jsonl | jq .late_answers
+  trunkline replay --store sqlite:///bot.db chat.jsonl.gz
+
+exit status:
+  0 replayed; 1 no line was a message; 2 a file could not be read, the store
+  could not be reached, wrong usage
+"""
+
+
+def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="measure how a router does on a chat log",
+        description=_TEXT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = RouterConfig()
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="JSON lines, in the order of time; - is stdin"
+    )
+    for option, setting, text in (
+        ("--partitions", "partition_count", "partitions that share the rooms"),
+        ("--ttl-ms", "ttl_ms", "how long a route is fresh"),
+        ("--max-entries", "max_entries_per_partition", "entries that one partition holds"),
+        ("--prune-interval-ms", "prune_interval_ms", "how often expired routes are removed"),
+    ):
+        parser.add_argument(
+            option,
+            dest=setting,
+            metavar="N",
+            type=_positive,
+            default=getattr(defaults, setting),
+            help=f"{text} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="also save the log in this database: sqlite:///bot.db, postgresql://...",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as one line of JSON, and only that"
+    )
+    parser.set_defaults(run=_replay)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return number
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    for file in arguments.files:
+        if reason := _why_unreadable(file):
+            complain(f"{file}: {reason}")
+            return USAGE
+    config = RouterConfig(
+        partition_count=arguments.partition_count,
+        ttl_ms=arguments.ttl_ms,
+        max_entries_per_partition=arguments.max_entries_per_partition,
+        prune_interval_ms=arguments.prune_interval_ms,
+    )
+    problems = _Problems(Console(stderr=True))
+    log = ChatLog(*arguments.files, contents=arguments.store is not None, on_problem=problems.tell)
+    try:
+        report, stored = _replay_with_progress(log, config, arguments.store, problems)
+    except (ConfigurationError, StoreUnavailable) as error:
+        complain(str(error))
+        return USAGE
+    problems.tell_rest()
+    if not report.messages:
+        if log.broken_lines:
+            complain(f"nothing to replay: none of {log.broken_lines:,} lines is a message")
+        elif not log.unreadable_files:
+            complain("nothing to replay: the log is empty")
+        return USAGE if log.unreadable_files else NOTHING_USABLE
+    if arguments.json:
+        print(_as_json(report, log, stored))
+    else:
+        StandardOutput().print(replay_report(report, log, stored))
+    return USAGE if log.unreadable_files else OK
+
+
+def _why_unreadable(file: str) -> str | None:
+    """Found out before the replay, so that a typing error does not cost the time of one."""
+    if file == "-":
+        return None
+    try:
+        Path(file).stat()
+        if Path(file).is_dir():
+            return "it is a directory"
+        if not os.access(file, os.R_OK):
+            return "no permission to read it"
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+class _Problems:
+    """Tells of the first problems of a log and counts the rest."""
+
+    def __init__(self, console: Console, limit: int = 10) -> None:
+        self.console = console
+        self._remaining = limit
+        self._untold = 0
+
+    def tell(self, problem: str) -> None:
+        if not self._remaining:
+            self._untold += 1
+            return
+        self._remaining -= 1
+        complain(problem, self.console)
+
+    def tell_rest(self) -> None:
+        if self._untold:
+            complain(f"{self._untold:,} more such problems", self.console)
+
+
+def _replay_with_progress(
+    log: ChatLog, config: RouterConfig, store_url: str | None, problems: _Problems
+) -> tuple[ReplayReport, Stored | None]:
+    store = None if store_url is None else PersistenceStore(store_url)
+    progress = Progress(
+        TextColumn("replaying" if store is None else "replaying and saving"),
+        BarColumn(),
+        *([TaskProgressColumn()] if log.size else []),
+        TextColumn("{task.fields[messages]:,} messages"),
+        *([TimeRemainingColumn()] if log.size else []),
+        console=problems.console,
+        transient=True,
+        disable=not problems.console.is_terminal,
+    )
+    with progress:
+        task = progress.add_task("", total=log.size, messages=0)
+
+        def on_progress(messages: int) -> None:
+            progress.update(task, completed=log.bytes_read if log.size else 0, messages=messages)
+
+        async def play() -> tuple[ReplayReport, Stored | None]:
+            with ctrl_c_ends_reads(log) as messages:
+                if store is None:
+                    return await replay(messages, config, on_progress=on_progress), None
+                async with store, History(store, on_problem=problems.tell) as history:
+                    report = await replay(
+                        messages, config, on_progress=on_progress, on_message=history.save
+                    )
+                return report, history.stored()
+
+        return anyio.run(play)
+
+
+def _as_json(report: ReplayReport, log: ChatLog, stored: Stored | None) -> str:
+    fields = {
+        **msgspec.structs.asdict(report),
+        "needed_entries": report.needed_entries,
+        "broken_lines": log.broken_lines,
+        "unreadable_files": log.unreadable_files,
+        "stored": stored,
+    }
+    return msgspec.json.encode(fields).decode()

@@ -1,0 +1,271 @@
+"""Plays messages to a router on their own clock, and measures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from time import perf_counter, perf_counter_ns
+
+import anyio
+import msgspec
+
+from trunkline.errors import NoRoute
+from trunkline.replay.conversations import Conversation, Remembered
+from trunkline.replay.histogram import Histogram
+from trunkline.replay.log import ChatMessage
+from trunkline.replay.report import (
+    LateAnswers,
+    Latency,
+    NeededTtl,
+    Outcomes,
+    PartitionReport,
+    ReplayReport,
+)
+from trunkline.routing import Resolution, RouterConfig, SessionKey, SessionRouter
+
+__all__ = ("replay",)
+
+
+async def replay(
+    messages: Iterable[ChatMessage],
+    config: RouterConfig = RouterConfig(),  # noqa: B008 - it is frozen
+    *,
+    on_progress: Callable[[int], object] = lambda messages: None,
+    on_message: Callable[[ChatMessage], Awaitable[object]] | None = None,
+) -> ReplayReport:
+    """Play `messages` to a router of these settings, and measure.
+
+    Each message does what a bot does with it: it sets the route of its room, and of its thread
+    where it has one, and the reply to it is resolved. Since that reply can only hit, a late answer
+    is resolved just before: see `LateAnswers`. It hardly disturbs what is measured, because the
+    message sets the same routes again; only in a full partition may its use of a route save that
+    route, for this moment, from making room.
+
+    Time is the log's: it stands still between two messages, and prunes come when they would have
+    come in production. Those between two messages are done as one, with the same result, and left
+    out if there is nothing to prune. No call times out.
+
+    Memory is bounded by the conversations of the log: which one was there before is remembered,
+    to tell an expired route from one that never was.
+
+    Args:
+        messages: a `ChatLog`, or any other, in the order of time.
+        config: the router's settings.
+        on_progress: told every thousand messages how many were replayed.
+        on_message: awaited with each message before it is replayed, such as `History.save`. How
+            long that takes is not measured.
+
+    Raises:
+        InvalidSessionKey: a message has none. (`ChatLog` gives no such message.)
+    """
+    clock = _LogClock()
+    settings = msgspec.structs.asdict(config) | {"call_timeout_ms": _NEVER_MS}
+    async with SessionRouter(**settings, clock=clock, name="replay") as router:
+        run = _Run(router, clock)
+        started = perf_counter()
+        await run.play(messages, on_progress, on_message)
+        return run.report(config, perf_counter() - started - run.away_seconds)
+
+
+#: A timeout that is longer than any replay.
+_NEVER_MS = 365 * 86_400_000
+
+
+class _LogClock:
+    """The time of the latest message. Who sleeps on it never wakes: the replay prunes by itself."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        await anyio.sleep_forever()
+
+
+class _Run:
+    """One replay under way."""
+
+    def __init__(self, router: SessionRouter, clock: _LogClock) -> None:
+        self._router = router
+        self._clock = clock
+        #: What `on_message` took.
+        self.away_seconds = 0.0
+        partitions = [router.partition(index) for index in range(router.partition_count)]
+        self._partitions = [ref for ref in partitions if ref is not None]
+        self._conversations: dict[SessionKey, Conversation] = {}
+        self._remembered = Remembered(router.config)
+        self._next_prune_ms = 0
+        self._messages = 0
+        self._first_ms = 0
+        self._out_of_order = 0
+        self._replies = _Tally()
+        self._late_answers = _Tally()
+        self._new = 0
+        self._expired = 0
+        self._evicted = 0
+        self._away_ms = Histogram()
+        self._resolve_ns = Histogram()
+        self._entries = 0
+        self._peak_entries = 0
+        self._partition_entries = [0] * router.partition_count
+        self._partition_peaks = [0] * router.partition_count
+
+    async def play(
+        self,
+        messages: Iterable[ChatMessage],
+        on_progress: Callable[[int], object],
+        on_message: Callable[[ChatMessage], Awaitable[object]] | None,
+    ) -> None:
+        for message in messages:
+            if on_message is not None:
+                away_since = perf_counter()
+                await on_message(message)
+                self.away_seconds += perf_counter() - away_since
+            if message.at_ms != self._clock.now_ms:
+                await self._move_to(message.at_ms)
+            conversation = self._conversations.get(message.session_key)
+            if conversation is None:
+                conversation = self._meet(message.session_key)
+            await self._answer_late(conversation)
+            await self._set(conversation.room)
+            if conversation.room is not conversation:
+                await self._set(conversation)
+            await self._resolve(conversation, self._replies)
+            self._count_entries(conversation.partition)
+            self._messages += 1
+            if not self._messages % 1_000:
+                on_progress(self._messages)
+
+    async def _move_to(self, at_ms: int) -> None:
+        """Let the time of the log go by, and do the prune that comes last in it."""
+        clock, interval_ms = self._clock, self._router.config.prune_interval_ms
+        if not self._messages:
+            self._first_ms = clock.now_ms = at_ms
+            self._next_prune_ms = at_ms + interval_ms
+        elif at_ms < clock.now_ms:
+            self._out_of_order += 1
+            return
+        if at_ms >= self._next_prune_ms:
+            clock.now_ms = at_ms - (at_ms - self._next_prune_ms) % interval_ms
+            self._next_prune_ms = clock.now_ms + interval_ms
+            if self._remembered.forget_expired(clock.now_ms):
+                await self._router.prune()
+                for index in range(len(self._partitions)):
+                    self._count_entries(index)
+        clock.now_ms = at_ms
+
+    def _meet(self, key: SessionKey) -> Conversation:
+        room = None
+        if key.thread_id is not None:
+            room = self._conversations.get(key.room_scope) or self._meet(key.room_scope)
+        conversation = Conversation(key, self._router.route_partition(key), room)
+        self._conversations[key] = conversation
+        return conversation
+
+    async def _answer_late(self, conversation: Conversation) -> None:
+        now_ms, set_at_ms = self._clock.now_ms, conversation.set_at_ms
+        found = await self._resolve(conversation, self._late_answers)
+        if set_at_ms is None:
+            self._new += 1
+            return
+        self._away_ms.add(now_ms - set_at_ms)
+        if found is None or found.fallback:
+            if now_ms - set_at_ms >= self._router.config.ttl_ms:
+                self._expired += 1
+            else:
+                self._evicted += 1
+
+    async def _resolve(self, conversation: Conversation, tally: _Tally) -> Resolution | None:
+        started = perf_counter_ns()
+        try:
+            resolution = await self._router.resolve(conversation.key)
+        except NoRoute:
+            self._resolve_ns.add(perf_counter_ns() - started)
+            tally.misses += 1
+            return None
+        self._resolve_ns.add(perf_counter_ns() - started)
+        if resolution.fallback:
+            tally.thread_fallbacks += 1
+        else:
+            tally.hits += 1
+        return resolution
+
+    async def _set(self, conversation: Conversation) -> None:
+        await self._router.set(conversation.key, conversation.route)
+        self._remembered.set(conversation, self._clock.now_ms)
+
+    def _count_entries(self, index: int) -> None:
+        entries = self._partitions[index].peek(len, 0)
+        self._entries += entries - self._partition_entries[index]
+        self._partition_entries[index] = entries
+        if entries > self._partition_peaks[index]:
+            self._partition_peaks[index] = entries
+        if self._entries > self._peak_entries:
+            self._peak_entries = self._entries
+
+    def report(self, config: RouterConfig, elapsed_seconds: float) -> ReplayReport:
+        stats = self._router.stats()
+        total = stats.total
+        threads = sum(key.thread_id is not None for key in self._conversations)
+        away_ms, resolve_ns = self._away_ms, self._resolve_ns
+        return ReplayReport(
+            config=config,
+            messages=self._messages,
+            rooms=len(self._conversations) - threads,
+            threads=threads,
+            first_ms=self._first_ms,
+            last_ms=self._clock.now_ms,
+            out_of_order=self._out_of_order,
+            elapsed_ms=round(elapsed_seconds * 1000),
+            messages_per_second=round(self._messages / elapsed_seconds),
+            resolves=total.hits + total.thread_fallbacks + total.misses,
+            hits=total.hits,
+            thread_fallbacks=total.thread_fallbacks,
+            misses=total.misses,
+            stale=total.stale,
+            sets=total.sets,
+            evicted=total.evicted,
+            pruned=total.pruned,
+            peak_entries=self._peak_entries,
+            replies=Outcomes(**vars(self._replies)),
+            late_answers=LateAnswers(
+                **vars(self._late_answers),
+                new=self._new,
+                expired=self._expired,
+                evicted=self._evicted,
+            ),
+            needed_ttl=NeededTtl(
+                p50_ms=_ttl_beyond(away_ms.quantile(0.50)),
+                p90_ms=_ttl_beyond(away_ms.quantile(0.90)),
+                p95_ms=_ttl_beyond(away_ms.quantile(0.95)),
+                p99_ms=_ttl_beyond(away_ms.quantile(0.99)),
+                max_ms=_ttl_beyond(away_ms.quantile(1.0)),
+            ),
+            resolve=Latency(
+                p50_ns=resolve_ns.quantile(0.50) or 0,
+                p99_ns=resolve_ns.quantile(0.99) or 0,
+                max_ns=resolve_ns.quantile(1.0) or 0,
+            ),
+            partitions=tuple(
+                PartitionReport(
+                    entries=partition.entries,
+                    peak_entries=self._partition_peaks[index],
+                    needed_entries=self._remembered.peaks[index],
+                    evicted=partition.evicted,
+                )
+                for index, partition in enumerate(stats.partitions)
+            ),
+        )
+
+
+def _ttl_beyond(away_ms: int | None) -> int:
+    """The TTL that outlasts an absence; 0 if there was none."""
+    return 0 if away_ms is None else away_ms + 1
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self.hits = 0
+        self.thread_fallbacks = 0
+        self.misses = 0

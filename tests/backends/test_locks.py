@@ -1,0 +1,463 @@
+"""Locks by key: in one event loop, and among processes."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trunkline.backends.locks import KeyLocks
+from trunkline.errors import StoreUnavailable
+from trunkline.fsm import FSMStore
+
+KEY = "key"
+
+
+# -- in one event loop ---------------------------------------------------------------------------
+
+
+async def test_a_key_that_nobody_holds_leaves_no_trace():
+    locks = KeyLocks()
+    for number in range(100):
+        async with locks.hold(str(number)):
+            assert len(locks) == 1
+    assert len(locks) == 0
+
+
+async def test_two_keys_are_held_at_once():
+    locks = KeyLocks()
+    async with locks.hold("one"), locks.hold("other"):
+        assert len(locks) == 2
+
+
+async def test_who_comes_first_is_first(visits):
+    locks = KeyLocks()
+    async with anyio.create_task_group() as task_group, locks.hold(KEY):
+        for name in "abcde":
+            task_group.start_soon(visits.visit, locks, name)
+            await anyio.wait_all_tasks_blocked()
+        assert visits.made == []
+    assert visits.made == list("abcde")
+    assert len(locks) == 0
+
+
+async def test_whoever_comes_while_a_lock_is_handed_on_is_behind_those_who_wait(visits):
+    locks = KeyLocks()
+    async with anyio.create_task_group() as task_group:
+        async with locks.hold(KEY):
+            task_group.start_soon(visits.visit, locks, "waited")
+            await anyio.wait_all_tasks_blocked()
+        # It was handed on, and the one who waited has not run since.
+        await visits.visit(locks, "came")
+    assert visits.made == ["waited", "came"]
+
+
+async def test_one_who_gives_up_leaves_the_line(visits):
+    locks = KeyLocks()
+    impatient = anyio.CancelScope()
+    async with anyio.create_task_group() as task_group, locks.hold(KEY):
+        task_group.start_soon(visits.visit, locks, "first")
+        await anyio.wait_all_tasks_blocked()
+        task_group.start_soon(visits.visit, locks, "impatient", impatient)
+        await anyio.wait_all_tasks_blocked()
+        task_group.start_soon(visits.visit, locks, "last")
+        await anyio.wait_all_tasks_blocked()
+        impatient.cancel()
+    assert visits.made == ["first", "last"]
+    assert len(locks) == 0
+
+
+async def test_one_who_gives_up_as_the_turn_comes_hands_it_on(visits):
+    locks = KeyLocks()
+    impatient = anyio.CancelScope()
+    async with anyio.create_task_group() as task_group, locks.hold(KEY):
+        task_group.start_soon(visits.visit, locks, "impatient", impatient)
+        await anyio.wait_all_tasks_blocked()
+        task_group.start_soon(visits.visit, locks, "last")
+        await anyio.wait_all_tasks_blocked()
+        impatient.cancel()
+        # The turn comes after the cancellation, and before that one has run.
+    assert visits.made == ["last"]
+    assert len(locks) == 0
+
+
+async def test_one_who_gives_up_after_the_turn_came_hands_it_on(visits):
+    locks = KeyLocks()
+    impatient = anyio.CancelScope()
+    async with anyio.create_task_group() as task_group:
+        async with locks.hold(KEY):
+            task_group.start_soon(visits.visit, locks, "impatient", impatient)
+            await anyio.wait_all_tasks_blocked()
+            task_group.start_soon(visits.visit, locks, "last")
+            await anyio.wait_all_tasks_blocked()
+        impatient.cancel()
+    assert "last" in visits.made
+    assert len(locks) == 0
+
+
+async def test_an_owner_that_fails_lets_go():
+    locks = KeyLocks()
+    with pytest.raises(ZeroDivisionError):
+        async with locks.hold(KEY):
+            raise ZeroDivisionError
+    assert len(locks) == 0
+
+
+async def test_an_owner_that_is_cancelled_lets_go(visits):
+    locks = KeyLocks()
+    async with anyio.create_task_group() as task_group:
+        with anyio.CancelScope() as scope:
+            async with locks.hold(KEY):
+                task_group.start_soon(visits.visit, locks, "next")
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert visits.made == ["next"]
+    assert len(locks) == 0
+
+
+async def test_a_task_that_would_wait_for_itself_is_told_so(visits):
+    locks = KeyLocks()
+    async with anyio.create_task_group() as task_group, locks.hold(KEY):
+        with pytest.raises(RuntimeError, match="this task holds the lock 'key' already"):
+            await visits.visit(locks, "again")
+        # Another task is no such case, even if this one has started it.
+        task_group.start_soon(visits.visit, locks, "child")
+        await anyio.wait_all_tasks_blocked()
+        assert visits.made == []
+    assert visits.made == ["child"]
+
+
+async def test_a_task_that_was_handed_the_lock_is_told_so_too(visits):
+    locks = KeyLocks()
+
+    async def hold_twice():
+        async with locks.hold(KEY):
+            with pytest.raises(RuntimeError, match="holds the lock"):
+                await visits.visit(locks, "again")
+
+    async with anyio.create_task_group() as task_group, locks.hold(KEY):
+        task_group.start_soon(hold_twice)
+        await anyio.wait_all_tasks_blocked()
+    assert len(locks) == 0
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    plan=st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.booleans(), st.booleans()),
+        max_size=12,
+    )
+)
+async def test_however_tasks_come_stay_and_are_cancelled_one_is_inside_and_all_get_in(plan):
+    locks = KeyLocks()
+    inside = {"a": 0, "b": 0}
+    been = set()
+    scopes = [anyio.CancelScope() for _ in plan]
+
+    async def visit(number, key, stay):
+        with scopes[number]:
+            async with locks.hold(key):
+                inside[key] += 1
+                try:
+                    assert inside[key] == 1
+                    been.add(number)
+                    for _ in range(stay):
+                        await checkpoint()
+                finally:
+                    inside[key] -= 1
+
+    async with anyio.create_task_group() as task_group:
+        for number, (key, stay, let_run, cancels) in enumerate(plan):
+            task_group.start_soon(visit, number, key, stay)
+            if let_run:
+                await checkpoint()
+            if cancels:
+                scopes[number // 2].cancel()
+    assert len(locks) == 0
+    spared = {number for number, scope in enumerate(scopes) if not scope.cancel_called}
+    assert spared <= been
+
+
+class Visits:
+    """Who has held a lock, in order."""
+
+    def __init__(self):
+        self.made = []
+
+    async def visit(self, locks, name, scope=None):
+        with anyio.CancelScope() if scope is None else scope:
+            async with locks.hold(KEY):
+                self.made.append(name)
+
+
+@pytest.fixture
+def visits():
+    return Visits()
+
+
+# -- among processes -----------------------------------------------------------------------------
+
+
+def valkey_adapter(url, lease_ms=10_000):
+    from trunkline.fsm.redis import RedisFSMAdapter
+
+    return type("Adapter", (RedisFSMAdapter,), {"lease_ms": lease_ms})(url)
+
+
+def postgres_adapter(url, lease_ms=15_000):
+    from trunkline.fsm.sql import SQLFSMAdapter
+
+    adapter = SQLFSMAdapter(url)
+    adapter.lease_ms = lease_ms
+    return adapter
+
+
+@asynccontextmanager
+async def open_stores(*adapters, **options):
+    """Stores that share nothing but the server, as those of several processes do."""
+    async with FSMStore(adapter=adapters[0], **options) as one:
+        if len(adapters) == 1:
+            yield [one]
+        else:
+            async with open_stores(*adapters[1:], **options) as others:
+                yield [one, *others]
+
+
+async def wait_until(is_true):
+    """Until what another thread or a server does is done."""
+    with anyio.fail_after(20):
+        while not is_true():  # noqa: ASYNC110
+            await anyio.sleep(0.002)
+
+
+class Valkey:
+    """The locks that a Valkey server knows of."""
+
+    def __init__(self, server):
+        self.server = server
+        self.url = server.url
+        self.adapter = valkey_adapter
+
+    def locks(self):
+        return len(self.server.execute("KEYS", "*lock*"))
+
+    def end_leases(self):
+        """What the server does to a lease that was not renewed in time."""
+        for key in self.server.execute("KEYS", "*lock*"):
+            self.server.execute("PEXPIRE", key, 0)
+
+
+class PostgreSQL:
+    """The locks that a PostgreSQL server knows of."""
+
+    def __init__(self, server, url):
+        self.server = server
+        self.url = url
+        self.adapter = postgres_adapter
+
+    def locks(self):
+        rows = self.server.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+        return rows[0][0]
+
+    def end_leases(self):
+        """What the server does to a connection whose client is gone."""
+        self.server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        )
+
+
+@pytest.fixture(params=["valkey", "postgres"])
+def shared(request):
+    url = request.getfixturevalue(f"{request.param}_url")
+    server = request.getfixturevalue(f"{request.param}_server")
+    return Valkey(server) if request.param == "valkey" else PostgreSQL(server, url)
+
+
+async def test_a_lock_is_known_to_the_server_only_while_it_is_held(shared):
+    async with open_stores(shared.adapter(shared.url)) as (store,):
+        assert shared.locks() == 0
+        async with store._hold(KEY):
+            assert shared.locks() == 1
+        assert shared.locks() == 0
+
+
+async def test_a_lock_is_held_by_one_store_at_a_time(shared):
+    made = []
+
+    async def visit(store, name):
+        async with store._hold(KEY):
+            made.append(name)
+            await checkpoint()
+            made.append(name)
+
+    adapters = [shared.adapter(shared.url) for _ in range(3)]
+    async with open_stores(*adapters) as stores, anyio.create_task_group() as task_group:
+        for number in range(12):
+            task_group.start_soon(visit, stores[number % 3], number)
+    assert made[::2] == made[1::2]
+    assert shared.locks() == 0
+
+
+async def test_an_attempt_that_is_cancelled_leaves_no_lock(shared):
+    async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
+        for turns in range(30):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as task_group:
+                    task_group.start_soon(hold_for_ever, one)
+                    for _ in range(turns):
+                        await checkpoint()
+                    scope.cancel()
+        with anyio.fail_after(5):
+            async with other._hold(KEY):
+                assert shared.locks() == 1
+        assert shared.locks() == 0
+
+
+async def hold_for_ever(store):
+    async with store._hold(KEY):
+        await anyio.sleep_forever()
+
+
+async def test_one_who_gives_up_on_another_process_leaves_the_lock_to_it(shared):
+    async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
+        async with one._hold(KEY) as lease:
+            with anyio.move_on_after(0.05) as scope:
+                await hold_for_ever(other)
+            assert scope.cancelled_caught
+            assert shared.locks() == 1
+            assert await one._ask_locker(one._adapter.renew_lock, lease.key, lease.token)
+        assert shared.locks() == 0
+
+
+async def test_a_lease_that_ended_is_noticed_and_the_next_owner_is_left_alone(shared, log):
+    adapters = shared.adapter(shared.url, lease_ms=60), shared.adapter(shared.url)
+    async with open_stores(*adapters) as (sleeper, other), sleeper._hold(KEY) as lease:
+        assert not lease.lost
+        shared.end_leases()
+        with anyio.fail_after(5):
+            async with other._hold(KEY) as next_lease:
+                await wait_until(lambda: lease.lost)
+                # The sleeper gives back what it does not have any more.
+                await sleeper._ask_locker(sleeper._adapter.unlock, lease.key, lease.token)
+                assert await other._ask_locker(
+                    other._adapter.renew_lock, next_lease.key, next_lease.token
+                )
+                assert shared.locks() == 1
+    lost = [entry for entry in log if entry["event"] == "lock_lost"]
+    assert lost == [{"event": "lock_lost", "log_level": "warning", "key": KEY, "lease_ms": 60}]
+
+
+async def test_a_lease_is_renewed_while_its_owner_works(valkey_url, valkey_server):
+    adapter = valkey_adapter(valkey_url, lease_ms=300)
+    async with open_stores(adapter) as (store,), store._hold(KEY) as lease:
+        (name,) = valkey_server.execute("KEYS", "*lock*")
+        left_ms = []
+
+        def is_renewed():
+            left_ms.append(valkey_server.execute("PTTL", name))
+            return any(later > earlier for earlier, later in pairwise(left_ms))
+
+        for _ in range(3):
+            await wait_until(is_renewed)
+            left_ms.clear()
+        assert not lease.lost
+        assert valkey_server.execute("GET", name) == lease.token.encode()
+
+
+async def test_asked_a_second_time_by_the_same_owner_a_server_gives_the_same_answer(shared):
+    async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
+        for _ in range(2):
+            assert await one._ask_locker(one._adapter.try_lock, KEY, "mine")
+            assert not await other._ask_locker(other._adapter.try_lock, KEY, "theirs")
+        await one._ask_locker(one._adapter.unlock, KEY, "mine")
+        assert await other._ask_locker(other._adapter.try_lock, KEY, "theirs")
+        await other._ask_locker(other._adapter.unlock, KEY, "theirs")
+    assert shared.locks() == 0
+
+
+async def test_a_thousand_locks_at_once_are_asked_for_together(valkey_url, valkey_server):
+    async with open_stores(valkey_adapter(valkey_url)) as (store,):
+        holding = 0
+        all_held, go = anyio.Event(), anyio.Event()
+
+        async def hold(number):
+            nonlocal holding
+            async with store._hold(f"{number}"):
+                holding += 1
+                if holding == 1_000:
+                    all_held.set()
+                await go.wait()
+
+        async with anyio.create_task_group() as task_group:
+            for number in range(1_000):
+                task_group.start_soon(hold, number)
+            with anyio.fail_after(20):
+                await all_held.wait()
+            assert len(valkey_server.execute("KEYS", "*lock*")) == 1_000
+            go.set()
+    assert valkey_server.execute("KEYS", "*lock*") == []
+
+
+# -- a server that is away -----------------------------------------------------------------------
+
+
+async def test_a_lock_of_a_server_that_is_away_is_refused_and_is_free_afterwards(mortal):
+    async with open_stores(mortal.adapter(mortal.url), call_timeout_ms=2_000) as (store,):
+        mortal.server.kill()
+        try:
+            with anyio.fail_after(10):
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable):
+                        async with store._hold(KEY):
+                            pytest.fail("nobody knows who holds it")
+            assert len(store._locks) == 0
+        finally:
+            mortal.server.start()
+        with anyio.fail_after(10):
+            async with store._hold(KEY):
+                assert mortal.locks() == 1
+        assert mortal.locks() == 0
+
+
+async def test_an_owner_works_on_while_the_server_is_away_and_hears_that_its_lock_is_lost(
+    mortal, log
+):
+    async with open_stores(mortal.adapter(mortal.url, lease_ms=150)) as (store,):
+        async with store._hold(KEY) as lease:
+            mortal.server.kill()
+            mortal.server.start()
+            mortal.end_leases()
+            await wait_until(lambda: lease.lost)
+        with anyio.fail_after(10):
+            async with store._hold(KEY) as lease:
+                assert not lease.lost
+        assert mortal.locks() == 0
+    assert [entry["event"] for entry in log].count("lock_lost") == 1
+
+
+async def test_a_lock_that_could_not_be_given_back_in_time_is_given_back_later(mortal):
+    async with open_stores(mortal.adapter(mortal.url), call_timeout_ms=1_200) as (store,):
+        with mortal.server.frozen(), pytest.raises(StoreUnavailable):
+            async with store._hold(KEY):
+                pytest.fail("a server that stands still has granted it")
+        # What it was asked for while it stood still, it does now.
+        await wait_until(lambda: mortal.locks() == 1)
+        async with store._hold("another key"):
+            assert mortal.locks() == 1
+        assert mortal.locks() == 0
+
+
+@pytest.fixture(params=["valkey", "postgres"])
+def mortal(request):
+    """A server that the test may kill or freeze."""
+    server = request.getfixturevalue(f"mortal_{request.param}")
+    if request.param == "valkey":
+        server.execute("FLUSHALL")
+        return Valkey(server)
+    return PostgreSQL(server, server.url())

@@ -1,0 +1,456 @@
+"""Group commit: calls that wait together share a transaction, and each gets what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from tests.backends.ledger import Book, Bug, Gate, Ledger, LedgerStore, PlainLedger
+from trunkline.actors import RestartPolicy
+from trunkline.backends import Conflict, ConnectionLost
+from trunkline.errors import ActorCrashed, NotFound, StoreUnavailable
+
+#: Forgives one crash, and rests for a millisecond after it.
+FORGIVES_ONE = RestartPolicy(max_restarts=1, min_backoff_ms=1, max_backoff_ms=1)
+
+
+class Outcomes:
+    """What came of calls that were made together: results and errors by name."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Any] = {}
+        self.errors: dict[str, Exception] = {}
+
+    async def note(self, name: str, call: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            self.results[name] = await call()
+        except Exception as error:
+            self.errors[name] = error
+
+
+@asynccontextmanager
+async def one_batch(store: LedgerStore):
+    """Let the calls that are made inside wait together, and serve them in one batch on leaving.
+
+    Yields:
+        A function that makes a call by the name of the line, and what came of all of them.
+    """
+    gate, outcomes = Gate(), Outcomes()
+    async with anyio.create_task_group() as callers:
+        callers.start_soon(Outcomes().note, "-", lambda: store.hold("-", gate))
+        await gate.reached()
+
+        async def call(line: str, method: Callable[..., Awaitable[Any]], *args: Any) -> None:
+            waiting = store.waiting
+            callers.start_soon(outcomes.note, line, lambda: method(line, *args))
+            while store.waiting == waiting:
+                await checkpoint()
+
+        yield call, outcomes
+        gate.open()
+
+
+async def test_calls_that_wait_together_are_committed_together():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            for line in "abcde":
+                await call(line, store.write)
+        assert outcomes.results == {"a": "A", "b": "B", "c": "C", "d": "D", "e": "E"}
+        assert store.book.commits == [1, 5]
+
+
+async def test_a_batch_is_bounded():
+    async with LedgerStore(Ledger(), max_batch=2) as store:
+        async with one_batch(store) as (call, _):
+            for line in "abcde":
+                await call(line, store.write)
+        assert store.book.commits == [1, 2, 2, 1]
+
+
+async def test_a_call_that_fails_is_rolled_back_alone():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail, NotFound("no b"))
+            await call("c", store.write)
+        assert store.book.lines == ["-", "a", "c"]
+        assert outcomes.results == {"a": "A", "c": "C"}
+        with pytest.raises(NotFound, match="no b"):
+            raise outcomes.errors["b"]
+
+
+async def test_calls_are_served_in_the_order_in_which_they_were_made_also_after_a_failure():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, _):
+            for line in "abc":
+                await call(line, store.write)
+            await call("d", store.fail, NotFound("no d"))
+            for line in "efg":
+                await call(line, store.write)
+        assert store.book.lines == ["-", *"abcefg"]
+
+
+async def test_neighbours_of_one_kind_are_served_in_bulk():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            for line in "abc":
+                await call(line, store.write)
+            await call("d", store.fail_once)
+            await call("e", store.write)
+        assert store.book.runs == ["-", "a b c", "d", "e"]
+        assert outcomes.results == {line: line.upper() for line in "abcde"}
+
+
+async def test_a_bug_crashes_only_the_caller_whose_call_it_is_and_the_worker_comes_back():
+    async with LedgerStore(Ledger(), restart_policy=FORGIVES_ONE) as store:
+        bug = Bug("b is broken")
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail, bug)
+            await call("c", store.write)
+        assert outcomes.results == {"a": "A", "c": "C"}
+        assert isinstance(outcomes.errors["b"], ActorCrashed)
+        assert outcomes.errors["b"].__cause__ is bug
+        assert await store.write("d") == "D"
+        assert store.book.lines == ["-", "a", "c", "d"]
+        assert (store.book.opened, store.book.closed, store.restarts) == (2, 1, 1)
+
+
+async def test_what_is_raised_in_opening_a_transaction_is_the_answer_to_every_call():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            store.book.on_begin = [StoreUnavailable("away")]
+            await call("a", store.write)
+            await call("b", store.write)
+        assert store.book.runs == ["-"]
+        for line in "ab":
+            with pytest.raises(StoreUnavailable, match="away"):
+                raise outcomes.errors[line]
+        assert await store.write("c") == "C"
+        assert store.restarts == 0
+
+
+async def test_a_commit_that_fails_is_tried_again_call_by_call():
+    async with LedgerStore(Ledger()) as store:
+        full = StoreUnavailable("full")
+        async with one_batch(store) as (call, outcomes):
+            for line in "abc":
+                await call(line, store.write)
+            # Of the holding call, of the batch, of a, and of b.
+            store.book.on_commit = [None, full, None, full]
+        assert store.book.lines == ["-", "a", "c"]
+        assert outcomes.results == {"a": "A", "c": "C"}
+        with pytest.raises(StoreUnavailable, match="full"):
+            raise outcomes.errors["b"]
+
+
+async def test_a_connection_that_is_lost_fails_every_call_and_none_is_tried_again():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail_once)
+            store.book.on_commit = [None, ConnectionLost("cut")]
+        assert store.book.runs == ["-", "a", "b"]
+        for line in "ab":
+            with pytest.raises(ConnectionLost, match="cut"):
+                raise outcomes.errors[line]
+        assert outcomes.errors["a"] is not outcomes.errors["b"]
+
+
+async def test_a_connection_that_is_lost_while_calls_run_singly_fails_those_that_are_left():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail_once, NotFound("no b"), ConnectionLost("cut"))
+            await call("c", store.write)
+        assert outcomes.results == {"a": "A"}
+        assert {line: str(error) for line, error in outcomes.errors.items()} == {
+            "b": "cut",
+            "c": "cut",
+        }
+        assert store.book.runs == ["-", "a", "b", "a", "b"]
+
+
+async def test_a_call_that_met_another_transaction_is_tried_again():
+    async with LedgerStore(Ledger()) as store:
+        conflict = Conflict("deadlock")
+        assert await store.fail_once("a", conflict, conflict, conflict) == "A"
+        assert store.book.lines == ["a"]
+        assert store.book.runs == ["a"] * 4
+
+
+async def test_a_batch_that_met_another_transaction_is_run_call_by_call():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail_once, Conflict("deadlock"), Conflict("deadlock"))
+            await call("c", store.write)
+        assert outcomes.results == {"a": "A", "b": "B", "c": "C"}
+        assert store.book.commits == [1, 1, 1, 1]
+        assert store.book.runs == ["-", "a", "b", "a", "b", "b", "c"]
+
+
+async def test_a_call_that_meets_others_for_too_long_fails_and_nothing_of_it_is_stored():
+    async with LedgerStore(Ledger(), call_timeout_ms=500) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.fail_once("a", *[Conflict("deadlock")] * 1_000)
+        assert await store.write("b") == "B"
+        assert store.book.lines == ["b"]
+
+
+async def test_a_reply_does_not_wait_for_a_call_behind_it_that_met_another_transaction():
+    async with LedgerStore(Ledger()) as store:
+        gate = Gate()
+        async with anyio.create_task_group() as callers:
+            async with one_batch(store) as (call, outcomes):
+                await call("a", store.write)
+                await call("b", store.fail_once, Conflict("deadlock"))
+                callers.start_soon(store.hold, "c", gate)
+                while store.waiting < 3:
+                    await checkpoint()
+                # Lets the holding call of the batch go on; then a and b run, and c holds.
+            assert outcomes.results == {"a": "A", "b": "B"}
+            assert "c" not in store.book.lines
+            gate.open()
+        assert store.book.lines == ["-", "a", "b", "c"]
+
+
+async def test_calls_for_which_nobody_waits_any_more_are_not_run_singly():
+    async with LedgerStore(Ledger(), call_timeout_ms=500) as store:
+        gate = Gate()
+        async with anyio.create_task_group() as callers:
+            async with one_batch(store) as (call, outcomes):
+                callers.start_soon(Outcomes().note, "a", lambda: store.hold("a", gate))
+                while store.waiting < 1:
+                    await checkpoint()
+                await call("b", store.fail, NotFound("no b"))
+                await call("c", store.write)
+            # Their callers have given up by now; what they called stands in the middle.
+            assert all("500 ms" in str(outcomes.errors[line]) for line in "bc")
+            gate.open()
+        assert await store.write("d") == "D"
+        assert store.book.lines == ["-", "d"]
+        assert store.book.runs == ["-", "a", "b", "d"]
+
+
+async def test_a_call_is_not_run_twice_by_an_adapter_without_transactions():
+    async with LedgerStore(PlainLedger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.write)
+            await call("c", store.fail, NotFound("no c"))
+            await call("d", store.write)
+        assert store.book.runs == ["-", "a", "b", "c", "d"]
+        assert outcomes.results == {"a": "A", "b": "B", "d": "D"}
+        assert outcomes.errors.keys() == {"c"}
+
+
+# -- reads -----------------------------------------------------------------------------------------
+
+
+async def test_a_read_that_fails_does_not_trouble_the_others():
+    async with LedgerStore(Ledger(readers=1)) as store:
+        await store.write("a")
+        gate, outcomes = Gate(), Outcomes()
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(store.hold_read, gate)
+            await gate.reached()
+            for line in ("a", "x", "y"):
+                callers.start_soon(outcomes.note, line, lambda line=line: store.read_one(line))
+            while store._readers[0].mailbox_depth < 3:
+                await checkpoint()
+            gate.open()
+        assert outcomes.results == {"a": "a"}
+        assert {line: str(error) for line, error in outcomes.errors.items()} == {
+            "x": "no line 'x'",
+            "y": "no line 'y'",
+        }
+        assert sorted(store.book.runs) == ["a", "a", "read", "x", "y"], "each was run once"
+
+
+async def test_reads_do_not_wait_behind_a_long_batch_of_writes():
+    async with LedgerStore(Ledger(readers=1)) as store:
+        await store.write("a")
+        async with one_batch(store) as (call, _):
+            await call("b", store.write)
+            assert await store.read() == ["a"]
+        assert await store.read() == ["a", "-", "b"]
+
+
+async def test_a_caller_reads_what_it_wrote():
+    async with LedgerStore(Ledger(readers=2)) as store:
+        seen = []
+
+        async def write_and_read(line: str) -> None:
+            await store.write(line)
+            seen.append(line in await store.read())
+
+        async with anyio.create_task_group() as callers:
+            for number in range(50):
+                callers.start_soon(write_and_read, f"{number}")
+        assert seen == [True] * 50
+
+
+# -- order, room, time -----------------------------------------------------------------------------
+
+
+async def test_calls_that_belong_together_keep_their_order_among_several_writers():
+    async with LedgerStore(Ledger(writers=4), max_batch=3) as store:
+
+        async def speak(room: str) -> None:
+            async with anyio.create_task_group() as calls:
+                for number in range(20):
+                    calls.start_soon(store.write, f"{room}{number}")
+                    await checkpoint()
+
+        async with anyio.create_task_group() as rooms:
+            for room in "abcdefgh":
+                rooms.start_soon(speak, room)
+        for room in "abcdefgh":
+            lines = [line for line in store.book.lines if line[0] == room]
+            assert lines == [f"{room}{number}" for number in range(20)]
+
+
+async def test_callers_wait_for_room_in_a_full_mailbox():
+    async with LedgerStore(Ledger(), mailbox_size=2) as store:
+        async with one_batch(store) as (call, outcomes):
+            for line in "abcde":
+                await call(line, store.write)
+        assert store.book.lines == ["-", *"abcde"]
+        assert len(outcomes.results) == 5
+
+
+async def test_a_call_that_finds_no_room_in_time_fails_and_is_never_run():
+    async with LedgerStore(Ledger(), mailbox_size=1, call_timeout_ms=500) as store:
+        gate, outcomes = Gate(), Outcomes()
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(outcomes.note, "a", lambda: store.hold("a", gate))
+            await gate.reached()
+            callers.start_soon(outcomes.note, "b", lambda: store.write("b"))
+            callers.start_soon(outcomes.note, "c", lambda: store.write("c"))
+        gate.open()
+        for line in "abc":
+            with pytest.raises(
+                StoreUnavailable, match="ledger/writer-0 did not reply within 500 ms"
+            ):
+                raise outcomes.errors[line]
+        assert await store.write("d") == "D"
+        assert store.book.lines == ["a", "d"], "a was begun, b and c were not"
+
+
+async def test_a_call_whose_caller_was_cancelled_in_the_middle_is_finished():
+    async with LedgerStore(Ledger()) as store:
+        gate = Gate()
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(store.hold, "a", gate)
+            await gate.reached()
+            callers.cancel_scope.cancel()
+        gate.open()
+        assert await store.write("b") == "B"
+        assert store.book.lines == ["a", "b"]
+
+
+async def test_a_call_whose_caller_was_cancelled_while_it_waited_is_not_run():
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            async with anyio.create_task_group() as cancelled:
+                cancelled.start_soon(store.write, "b")
+                while store.waiting < 2:
+                    await checkpoint()
+                cancelled.cancel_scope.cancel()
+            await call("c", store.write)
+        assert outcomes.results == {"a": "A", "c": "C"}
+        assert store.book.lines == ["-", "a", "c"]
+
+
+async def test_the_programs_own_threads_do_not_hold_up_a_store():
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    async with LedgerStore(Ledger()) as store:
+        before, limiter.total_tokens = limiter.total_tokens, 1
+        try:
+            gate = Gate()
+            async with anyio.create_task_group() as program:
+                program.start_soon(anyio.to_thread.run_sync, gate.pass_through)
+                while not limiter.borrowed_tokens:
+                    await checkpoint()
+                assert await store.write("a") == "A"
+                gate.open()
+        finally:
+            limiter.total_tokens = before
+
+
+# -- coming and going ------------------------------------------------------------------------------
+
+
+async def test_what_opening_raises_at_first_comes_out_of_async_with():
+    book = Book()
+    book.on_open = [StoreUnavailable("away")]
+    with pytest.raises(StoreUnavailable, match="away"):
+        async with LedgerStore(Ledger(book)):
+            pytest.fail("it was entered")
+
+
+async def test_a_worker_that_crashed_while_the_database_is_away_opens_it_when_it_is_back():
+    async with LedgerStore(Ledger(), restart_policy=FORGIVES_ONE) as store:
+        away = StoreUnavailable("away")
+        store.book.on_open = [away] * 4  # one for coming up, and one for each of these calls
+        with pytest.raises(ActorCrashed):
+            await store.fail("a", Bug())
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="away"):
+                await store.write("b")
+        assert await store.write("c") == "C"
+        assert store.restarts == 1
+        assert store.book.opened == 6
+
+
+async def test_leaving_serves_the_calls_in_the_mailbox_and_refuses_those_that_wait_for_room():
+    store = LedgerStore(Ledger(), mailbox_size=2)
+    gate, outcomes = Gate(), Outcomes()
+
+    async def write(line: str) -> None:
+        await outcomes.note(line, lambda: store.write(line))
+        if line == "d":
+            gate.open()  # the store is being left, and d was refused at once
+
+    async with anyio.create_task_group() as callers, store:
+        callers.start_soon(outcomes.note, "a", lambda: store.hold("a", gate))
+        await gate.reached()
+        for waiting, line in enumerate("bcd"):
+            callers.start_soon(write, line)
+            while store.waiting <= waiting:
+                await checkpoint()
+    assert outcomes.results == {"a": "A", "b": "B", "c": "C"}
+    with pytest.raises(StoreUnavailable, match="ledger/writer-0 has stopped"):
+        raise outcomes.errors["d"]
+    assert store.book.lines == ["a", "b", "c"]
+    assert store.book.closed == 1
+
+
+def test_an_event_loop_that_ends_in_the_middle_of_a_batch_lets_it_end_before_closing():
+    book, begun = Book(), threading.Event()
+
+    class SlowLedger(Ledger):
+        def write(self, line: str) -> str:
+            begun.set()
+            threading.Event().wait(0.2)
+            return super().write(line)
+
+    async def main() -> asyncio.Task:
+        store = await LedgerStore(SlowLedger(book)).start()
+        write = asyncio.create_task(store.write("a"))
+        await anyio.to_thread.run_sync(begun.wait)
+        return write  # and nobody awaits stop(): asyncio.run cancels whatever is left
+
+    assert asyncio.run(main()).cancelled()
+    assert book.lines == ["a"]
+    assert book.closed == 1
+    assert not book.closed_in_the_middle

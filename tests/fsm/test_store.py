@@ -1,0 +1,377 @@
+"""What of the fsm store is no adapter's business, and what is the business of one adapter only."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fsm.worker import BOT, KEY
+from trunkline import FSMState, FSMStore
+from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.fsm import FSMAdapter
+from trunkline.fsm.adapter import Place, Record, Step
+from trunkline.fsm.memory import MemoryFSMAdapter
+from trunkline.testing import ManualClock, crash
+
+SEVENTIES_MS = 10**9
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "give a URL"),
+        ({"url": "memory://", "adapter": MemoryFSMAdapter()}, "not both"),
+        ({"url": "bot.db"}, "a store's URL looks like"),
+        ({"url": "mysql://ann:hunter2@host/db"}, r"no adapter for 'mysql://ann:\*\*\*@host/db'"),
+        ({"url": "memory://", "sweep_interval_ms": 0}, "sweep_interval_ms must be"),
+        ({"url": "memory://", "call_timeout_ms": 0}, "call_timeout_ms must be"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_can_never_work_is_refused_at_once(arguments, told):
+    with pytest.raises(ConfigurationError, match=told):
+        FSMStore(**arguments)
+
+
+async def test_a_store_that_does_not_run_says_so(url):
+    store = FSMStore(url, name="dialogues")
+    await store.init(BOT)
+    with pytest.raises(StoreUnavailable, match="dialogues does not run"):
+        await store.get_state(BOT, KEY)
+    async with store:
+        await store.set_state(BOT, KEY, "a")
+    with pytest.raises(StoreUnavailable, match="stopped"):
+        await store.get_state(BOT, KEY)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_framework_with_start_and_stop_hooks_can_run_it(url):
+    store = FSMStore(url)
+    await store.start()
+    await store.init(BOT)
+    await store.set_state(BOT, KEY, "a")
+    assert await store.get_state(BOT, KEY) == FSMState("a")
+    await store.stop()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+async def test_sqlite_in_memory_is_there_as_long_as_the_store_runs(url):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+        await store.set_state(BOT, KEY, FSMState("a", "one", {"x": 1}))
+        assert await store.update_data(BOT, KEY, {"y": 2}) == {"x": 1, "y": 2}
+        assert await store.get_state(BOT, KEY) == FSMState("a", "one", {"x": 1, "y": 2})
+
+
+async def test_two_stores_share_a_database(shared_url):
+    async with FSMStore(shared_url) as one, FSMStore(shared_url) as other:
+        await one.init(BOT)
+        await other.init(BOT)
+        await one.set_state(BOT, KEY, FSMState("a", "one", {"x": 1}))
+        assert await other.update_data(BOT, KEY, {"y": 2}) == {"x": 1, "y": 2}
+        assert await one.get_state(BOT, KEY) == FSMState("a", "one", {"x": 1, "y": 2})
+
+
+async def test_a_worker_that_crashed_is_started_again_and_nothing_is_lost(url):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+        await store.set_state(BOT, KEY, "a")
+        await crash(store._writers[0])
+        assert await store.update_data(BOT, KEY, {"x": 1}) == {"x": 1}
+        assert await store.get_state(BOT, KEY) == FSMState("a", None, {"x": 1})
+
+
+# -- reading stores nothing --------------------------------------------------------------------
+
+
+@pytest.fixture
+def count_stored(url, request):
+    """Counts what the database of `url` holds, past the store."""
+    if url.startswith("valkey"):
+        server = request.getfixturevalue("valkey_server")
+        return lambda _store: server.execute("DBSIZE")
+    if url.startswith("postgresql"):
+        server = request.getfixturevalue("postgres_server")
+        database = url.partition("@/")[2].partition("?")[0]
+        count = "SELECT count(*) FROM trunkline_fsm"
+        return lambda _store: server.execute(count, database)[0][0]
+    if url.startswith("sqlite"):
+        return lambda _store: count_rows(url.removeprefix("sqlite:///"))
+    return lambda store: len(store._adapter._records)
+
+
+def count_rows(path):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT count(*) FROM trunkline_fsm").fetchone()[0]
+
+
+async def test_nothing_is_stored_by_reading_and_by_what_changes_nothing(url, count_stored):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+        for key in range(20):
+            await store.get_state(BOT, key)
+            await store.get_data(BOT, key)
+            await store.clear(BOT, key)
+            assert await store.compare_and_set(BOT, key, FSMState("a"), FSMState("b"))
+            async with store.lock(BOT, key):
+                pass
+        assert count_stored(store) == 0
+        await store.set_state(BOT, KEY, "a")
+        assert count_stored(store) > 0
+        await store.clear(BOT, KEY)
+        assert count_stored(store) == 0
+
+
+async def test_a_batch_of_calls_on_nothing_stores_nothing(url, count_stored):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+
+        async def try_in_vain(key):
+            await store.compare_and_set(BOT, key, FSMState("a"), FSMState("b"))
+
+        async with anyio.create_task_group() as task_group:
+            for key in range(50):
+                task_group.start_soon(try_in_vain, key)
+                task_group.start_soon(store.clear, BOT, key)
+        assert count_stored(store) == 0
+
+
+async def test_a_conversation_that_was_set_and_cleared_at_once_leaves_nothing(url, count_stored):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+
+        async def come_and_go(key):
+            await store.set_data(BOT, key, {"x": 1})
+            await store.clear(BOT, key)
+
+        async with anyio.create_task_group() as task_group:
+            for key in range(50):
+                task_group.start_soon(come_and_go, key)
+        assert count_stored(store) == 0
+
+
+# -- expiry ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def telling_url(request, tmp_path):
+    """A database that tells of conversations that have ended."""
+    if request.param == "memory":
+        return "memory://"
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'bot.db'}"
+    return request.getfixturevalue("postgres_url")
+
+
+async def test_more_conversations_than_one_sweep_takes_are_all_told_of(telling_url):
+    size, clock, told = 1_200, ManualClock(SEVENTIES_MS), []
+    all_told = anyio.Event()
+
+    def hear(event):
+        told.append(event.key)
+        if len(told) == size:
+            all_told.set()
+
+    async with FSMStore(telling_url, clock=clock, sweep_interval_ms=1_000) as store:
+        store.events.subscribe(hear)
+        await store.init(BOT, ttl_ms=500)
+        async with anyio.create_task_group() as task_group:
+            for key in range(size):
+                task_group.start_soon(store.set_state, BOT, key, "a")
+        await anyio.wait_all_tasks_blocked()
+        clock.advance_ms(1_000)
+        with anyio.fail_after(20):
+            await all_told.wait()
+    assert sorted(told) == list(range(size))
+
+
+async def test_the_sweep_tells_of_no_conversation_that_only_begins(telling_url):
+    told = []
+    async with FSMStore(telling_url, sweep_interval_ms=1) as store:
+        store.events.subscribe(told.append)
+        await store.init(BOT, ttl_ms=60_000)
+        for turn in range(20):
+            async with anyio.create_task_group() as task_group:
+                for number in range(20):
+                    task_group.start_soon(store.update_data, BOT, (turn, number), {"x": 1})
+                    if number % 5 == 0:
+                        task_group.start_soon(store._sweep)
+    assert told == []
+
+
+async def test_what_ended_is_removed_from_the_database(url, count_stored):
+    if url.startswith("valkey"):
+        pytest.skip("the server does so by itself")
+    clock = ManualClock(SEVENTIES_MS)
+    async with FSMStore(url, clock=clock, sweep_interval_ms=1_000) as store:
+        told = anyio.Event()
+        store.events.subscribe(lambda _event: told.set())
+        await store.init(BOT, ttl_ms=500)
+        await store.set_state(BOT, KEY, "a")
+        assert count_stored(store) == 1
+        await anyio.wait_all_tasks_blocked()
+        clock.advance_ms(1_000)
+        with anyio.fail_after(10):
+            await told.wait()
+        assert count_stored(store) == 0
+
+
+async def test_valkey_ends_a_conversation_by_its_own_clock(valkey_url, valkey_server):
+    async with FSMStore(valkey_url) as store:
+        await store.init(BOT, ttl_ms=50)
+        await store.set_state(BOT, KEY, FSMState("a", "one", {"x": 1}))
+        with anyio.fail_after(10):
+            while await store.get_state(BOT, KEY) is not None:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+            while valkey_server.execute("DBSIZE"):  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+
+
+async def test_a_subscriber_that_fails_does_not_end_the_sweep(log):
+    clock, told = ManualClock(SEVENTIES_MS), []
+
+    def hear(event):
+        told.append(event.key)
+        raise ZeroDivisionError
+
+    async with FSMStore("memory://", clock=clock, sweep_interval_ms=1_000) as store:
+        store.events.subscribe(hear)
+        await store.init(BOT, ttl_ms=500)
+        for key in range(3):
+            await store.set_state(BOT, key, "a")
+            clock.advance_ms(1_000)
+            await anyio.wait_all_tasks_blocked()
+        assert told == [0, 1, 2]
+        assert store.events.failures == 3
+
+
+async def test_without_a_time_to_live_nobody_sweeps():
+    class Unswept(MemoryFSMAdapter):
+        def sweep(self, limit):
+            pytest.fail("there is nothing to sweep")
+
+    clock = ManualClock(SEVENTIES_MS)
+    async with FSMStore(adapter=Unswept(clock), clock=clock, sweep_interval_ms=10) as store:
+        await store.init(BOT)
+        for _ in range(3):
+            clock.advance_ms(10)
+            await anyio.wait_all_tasks_blocked()
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["save", "clear", "advance", "sweep"]),
+            st.integers(0, 3),
+            st.sampled_from([None, 1, 5, 20]),
+        ),
+        max_size=40,
+    )
+)
+def test_a_sweep_in_memory_removes_what_is_over_and_nothing_else(steps):
+    clock = ManualClock(SEVENTIES_MS)
+    adapter = MemoryFSMAdapter(clock)
+    model: dict[Place, float] = {}
+    for step, number, ttl_ms in steps:
+        place = Place(BOT, str(number))
+        if step == "save":
+            adapter.save(place, Record(Step(None, str(number))), ttl_ms)
+            model[place] = float("inf") if ttl_ms is None else clock() + ttl_ms
+        elif step == "clear":
+            adapter.clear(place)
+            model.pop(place, None)
+        elif step == "advance":
+            clock.advance_ms(number)
+        else:
+            over = {place for place, end in model.items() if end <= clock()}
+            assert {place for place, _ in adapter.sweep(100)} == over
+            for place in over:
+                del model[place]
+    assert adapter._records.keys() == model.keys()
+
+
+def test_a_sweep_in_memory_removes_no_more_than_it_was_asked_to():
+    clock = ManualClock(SEVENTIES_MS)
+    adapter = MemoryFSMAdapter(clock)
+    for number in range(10):
+        adapter.save(Place(BOT, str(number)), Record(), 1 + number % 2)
+    clock.advance_ms(5)
+    assert [len(adapter.sweep(4)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+# -- in SQL ------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_is_found_by_an_index_and_not_by_looking_at_all(tmp_path):
+    from trunkline.fsm.sql import _READ
+
+    path = tmp_path / "bot.db"
+    async with FSMStore(f"sqlite:///{path}") as store:
+        await store.init(BOT)
+        await store.set_state(BOT, KEY, "a")
+    statement = _READ.params(bot_name=BOT, keys=["1", "2"]).compile(
+        compile_kwargs={"literal_binds": True}
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+    assert [row[3].partition(" ")[0] for row in plan] == ["SEARCH"]
+
+
+async def test_of_two_updates_around_a_clear_one_sees_the_other(shared_url):
+    async with (
+        FSMStore(shared_url) as one,
+        FSMStore(shared_url) as other,
+        FSMStore(shared_url) as third,
+    ):
+        for store in (one, other, third):
+            await store.init(BOT)
+        merged = {}
+
+        async def update(store, name):
+            merged[name] = await store.update_data(BOT, KEY, {name: 1})
+
+        for _ in range(60):
+            await third.set_data(BOT, KEY, {"before": 1})
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(update, one, "a")
+                task_group.start_soon(third.clear, BOT, KEY)
+                task_group.start_soon(update, other, "b")
+            # Whichever came first, it was seen by the other; or the clear was between them, and
+            # the first of them saw what was before.
+            assert merged != {"a": {"a": 1}, "b": {"b": 1}}
+
+
+async def test_calls_of_several_bots_share_a_batch(url):
+    async with FSMStore(url) as store:
+        bots = [f"bot-{number}" for number in range(5)]
+        for bot in bots:
+            await store.init(bot)
+        async with anyio.create_task_group() as task_group:
+            for number in range(10):
+                for bot in bots:
+                    task_group.start_soon(store.update_data, bot, KEY, {number: bot})
+        for bot in bots:
+            assert await store.get_data(bot, KEY) == dict.fromkeys(range(10), bot)
+
+
+# -- an adapter of somebody else ---------------------------------------------------------------
+
+
+async def test_an_adapter_that_does_not_sweep_need_not_know_of_it():
+    class Forgetful(MemoryFSMAdapter):
+        sweep = FSMAdapter.sweep
+
+    clock = ManualClock(SEVENTIES_MS)
+    async with FSMStore(adapter=Forgetful(clock), clock=clock, sweep_interval_ms=10) as store:
+        await store.init(BOT, ttl_ms=5)
+        await store.set_state(BOT, KEY, "a")
+        clock.advance_ms(10)
+        assert await store.get_state(BOT, KEY) is None
