@@ -1,4 +1,4 @@
-"""Other ways to keep the state of a dialogue. Each is asked the same three things."""
+"""Other ways to keep the state of a dialogue. Each is asked the same things."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USERS = random.Random(1).sample(range(10**8, 10**9), 512)
 
 
 class Act(NamedTuple):
-    """One of the three things, and what it takes for each of the dialogues."""
+    """One of these things, and what it takes for each of the dialogues."""
 
     call: Callable[..., Awaitable[object]]
     arguments: list[tuple[Any, ...]]
@@ -53,6 +53,7 @@ class FSM(NamedTuple):
     set_state: Act
     update_data: Act
     get_state: Act
+    get_data: Act
 
 
 @asynccontextmanager
@@ -63,7 +64,7 @@ async def our_fsm(url: str) -> AsyncGenerator[FSM, None]:
 
 
 @asynccontextmanager
-async def aiogram_memory(_url: str) -> AsyncGenerator[FSM, None]:
+async def aiogram_memory() -> AsyncGenerator[FSM, None]:
     """Without bounds, and never forgetting: a read of what is not there stores an empty record.
 
     What it keeps is what it was given, and not a copy: a list in the data changes with the
@@ -111,6 +112,10 @@ class SQLiteFSM:
             return FSMState(state, data=json.loads(fields))
         return None
 
+    async def get_data(self, key: str) -> dict[str, Any]:
+        stored = await self.get_state(key)
+        return {} if stored is None else stored.data
+
     async def set_state(self, key: str, state: str) -> None:
         async with self._turn:
             await self._connection.execute(
@@ -122,8 +127,7 @@ class SQLiteFSM:
 
     async def update_data(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
         async with self._turn:
-            stored = await self.get_state(key)
-            merged = {**(stored.data if stored else {}), **data}
+            merged = {**await self.get_data(key), **data}
             await self._connection.execute(
                 "INSERT INTO trunkline_fsm (bot_name, key, fields) VALUES (?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET fields = excluded.fields",
@@ -139,6 +143,7 @@ async def _begin_all(storage: FSMStore | BaseStorage | SQLiteFSM, keys: list[Any
         Act(storage.set_state, [(*key, state) for state in STATES for key in keys]),
         Act(storage.update_data, [(*key, data) for data in DATA for key in keys]),
         Act(storage.get_state, keys),
+        Act(storage.get_data, keys),
     )
     for act in (fsm.set_state, fsm.update_data):
         await Crowd(act.do, callers=16)(act.arguments[-len(keys) :])

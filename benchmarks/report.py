@@ -26,9 +26,7 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._run = json.loads(path.read_text())
         self._notes = [benchmark["extra_info"] for benchmark in self._run["benchmarks"]]
-        rows = [
-            msgspec.convert(row, Row) for notes in self._notes for row in notes.get("rows", ())
-        ]
+        rows = [msgspec.convert(row, Row) for notes in self._notes for row in notes.get("rows", ())]
         self.rows = sorted(rows, key=lambda row: SECTIONS.index(row.section))
 
     @property

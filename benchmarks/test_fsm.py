@@ -11,7 +11,11 @@ from benchmarks import fsm_peers as peers
 from benchmarks.race import Contender, Crowd
 from benchmarks.rows import Row
 from benchmarks.servers import run_valkey
-from benchmarks.test_persistence import by
+from benchmarks.test_persistence import by, whole_turns
+
+
+#: What is measured of each. Our `get_state` gives the data as well.
+ACTS = ("set_state", "update_data", "get_state")
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +24,19 @@ def valkey() -> Iterator[str]:
         yield address
 
 
-@pytest.mark.parametrize("act", peers.FSM._fields)
+@pytest.mark.parametrize("act", ACTS)
 def test_memory(race, portal, scale, act):
     with ExitStack() as stack:
 
-        def contender(peer):
-            fsm = stack.enter_context(portal.wrap_async_context_manager(peer("memory://")))
-            one = getattr(fsm, act)
+        def contender(manager, act):
+            one = getattr(stack.enter_context(portal.wrap_async_context_manager(manager)), act)
             return Contender(one.do_all, one.arguments, scale.operations)
 
         best = race.run(
-            portal, ours=contender(peers.our_fsm), aiogram=contender(peers.aiogram_memory)
+            portal,
+            ours=contender(peers.our_fsm("memory://"), act),
+            aiogram=contender(peers.aiogram_memory(), act),
+            aiogram_data=contender(peers.aiogram_memory(), "get_data"),
         )
     race.add(
         Row(
@@ -43,27 +49,34 @@ def test_memory(race, portal, scale, act):
             budget=2,
         )
     )
+    if act == "get_state":
+        race.add(
+            Row(
+                section="fsm, memory",
+                work=act,
+                figure=best["ours"],
+                unit="ns",
+                against="its get_state and get_data",
+                peer=best["aiogram"] + best["aiogram_data"],
+            )
+        )
 
 
 @pytest.mark.parametrize("crowd", [1, 64, 512])
-@pytest.mark.parametrize("act", peers.FSM._fields)
+@pytest.mark.parametrize("act", ACTS)
 def test_valkey(race, portal, scale, valkey, act, crowd):
-    operations = -(-scale.batched_operations // crowd) * crowd if crowd > 1 else None
+    shared = scale.batched_operations if crowd > 1 else scale.durable_operations
     with ExitStack() as stack:
 
-        def contender(peer, scheme):
-            fsm = stack.enter_context(
-                portal.wrap_async_context_manager(peer(f"{scheme}://{valkey}"))
-            )
-            one = getattr(fsm, act)
-            work = Crowd(one.do, crowd)
-            return Contender(work, one.arguments, operations or scale.durable_operations)
+        def contender(manager, operations):
+            one = getattr(stack.enter_context(portal.wrap_async_context_manager(manager)), act)
+            return Contender(Crowd(one.do, crowd), one.arguments, whole_turns(operations, crowd))
 
         best = race.run(
             portal,
             rounds=scale.store_rounds,
-            ours=contender(peers.our_fsm, "valkey"),
-            aiogram=contender(peers.aiogram_redis, "redis"),
+            ours=contender(peers.our_fsm(f"valkey://{valkey}"), shared),
+            aiogram=contender(peers.aiogram_redis(f"redis://{valkey}"), scale.durable_operations),
         )
     race.add(
         Row(
@@ -82,15 +95,15 @@ def test_valkey(race, portal, scale, valkey, act, crowd):
 
 
 @pytest.mark.parametrize("crowd", [1, 64])
-@pytest.mark.parametrize("act", peers.FSM._fields)
+@pytest.mark.parametrize("act", ACTS)
 def test_sqlite(race, portal, scale, disk_folder, act, crowd):
+    shared = scale.batched_operations if crowd > 1 else scale.durable_operations
     with ExitStack() as stack:
 
         def contender(manager, operations):
             one = getattr(stack.enter_context(portal.wrap_async_context_manager(manager)), act)
             return Contender(Crowd(one.do, crowd), one.arguments, operations)
 
-        shared = scale.batched_operations if crowd > 1 else scale.durable_operations
         best = race.run(
             portal,
             rounds=scale.store_rounds,

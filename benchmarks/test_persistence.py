@@ -89,7 +89,10 @@ NAMES = {
 def operations_of(name: str, callers: int, scale: Scale) -> int:
     """A round of about the same length for each; a whole number of turns for each caller."""
     shares = callers > 1 and name in ("ours", "shared", "raw")
-    operations = scale.batched_operations if shares else scale.durable_operations
+    return whole_turns(scale.batched_operations if shares else scale.durable_operations, callers)
+
+
+def whole_turns(operations: int, callers: int) -> int:
     return callers * -(-operations // callers)
 
 

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from trunkline import __version__
+from trunkline.commands.copy import add_copy
 from trunkline.commands.demo import add_demo
+from trunkline.commands.inspect import add_inspect
 from trunkline.commands.manners import (
     BROKEN_PIPE,
     INTERRUPTED,
@@ -23,6 +25,7 @@ from trunkline.commands.manners import (
     terse_log,
 )
 from trunkline.commands.replay import add_replay
+from trunkline.errors import NotFound, TrunklineError
 
 __all__ = ("main",)
 
@@ -34,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0 done; 1 nothing usable in the input; 2 wrong usage, or a file that
-        cannot be read; 130 interrupted by Ctrl-C; 141 the reader of the output has gone away.
+        The exit status: 0 done; 1 nothing usable in the input, or a copy that differs; 2 wrong
+        usage, or a file or database that cannot be read; 130 interrupted by Ctrl-C; 141 the reader
+        of the output has gone away.
 
     Raises:
         SystemExit: after `--help` and `--version`, and for wrong usage.
@@ -66,15 +70,21 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     with terse_log():
-        status: int = arguments.run(arguments)
+        try:
+            status: int = arguments.run(arguments)
+        except TrunklineError as error:
+            complain(str(error).partition("\n")[0])
+            return NOTHING_USABLE if isinstance(error, NotFound) else USAGE
     return status
 
 
 _EXAMPLES = """\
 examples:
-  trunkline demo                see in a few seconds what a router does
-  trunkline replay chat.jsonl   which TTL and capacity does my bot need?
-  trunkline replay --help       the options of a command
+  trunkline demo                         see in a few seconds what a router does
+  trunkline replay chat.jsonl            which TTL and capacity does my bot need?
+  trunkline inspect sqlite:///bot.db     what does this database hold?
+  trunkline copy sqlite:///bot.db postgresql://me@localhost/bot
+  trunkline replay --help                the options of a command
 """
 
 
@@ -90,4 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_demo(commands)
     add_replay(commands)
+    add_inspect(commands)
+    add_copy(commands)
     return parser

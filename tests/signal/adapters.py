@@ -28,7 +28,7 @@ class Gate:
 
 
 class GatedAdapter(MemorySignalAdapter):
-    """Runs in a thread, as one that waits for I/O; a commit, or a read of `gate`, waits there."""
+    """Runs in a thread, as one that waits for I/O; commits, and reads of `gate`, wait there."""
 
     blocking = True
 
@@ -41,6 +41,10 @@ class GatedAdapter(MemorySignalAdapter):
         if any(name.id == "gate" for name in names):
             self.read_gate.pass_through()
         return super().get(names)
+
+    def names(self):
+        self.read_gate.pass_through()
+        return super().names()
 
     def commit(self, commit):
         if self.commit_gate is not None:

@@ -17,13 +17,19 @@ from trunkline.signal.sql import SQLSignalAdapter
 LEASE_MS = 300
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "valkey"])
-def url(request, tmp_path):
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/signal.db"
-    return request.getfixturevalue(
-        "postgres_url" if request.param == "postgresql" else "valkey_url"
-    )
+@pytest.fixture
+def sqlite_url(tmp_path):
+    return f"sqlite:///{tmp_path}/signal.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres", "valkey"])
+def url(request):
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture(params=["postgres", "valkey"])
+def server_url(request):
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.mark.slow
@@ -58,11 +64,9 @@ def test_processes_that_count_under_different_keys_lose_nothing(url, tmp_path, h
 
 
 @pytest.mark.slow
-async def test_a_lock_of_another_process_is_free_when_that_was_killed(url):
-    if url.startswith("sqlite"):
-        pytest.skip("SQLite has no locks among processes")
+async def test_a_lock_of_another_process_is_free_when_that_was_killed(server_url):
     ready = processes.Event()
-    owner = processes.Process(target=hold, args=(url, ready, "asyncio", LEASE_MS))
+    owner = processes.Process(target=hold, args=(server_url, ready, "asyncio", LEASE_MS))
     owner.start()
     assert await to_thread.run_sync(ready.wait, 30), "it never came up"
     entered = anyio.Event()
@@ -73,7 +77,8 @@ async def test_a_lock_of_another_process_is_free_when_that_was_killed(url):
             await tx.set({"session": {"ann": "mine"}})
         entered.set()
 
-    adapter = AskingAdapter(url) if url.startswith("valkey") else AskingSQLAdapter(url)
+    adapter_class = AskingRedisAdapter if server_url.startswith("valkey") else AskingSQLAdapter
+    adapter = adapter_class(server_url)
     async with SignalStore(adapter=adapter) as store, anyio.create_task_group() as task_group:
         while adapter.attempts.acquire(blocking=False):
             pass
@@ -99,7 +104,7 @@ class CountAttempts:
         return taken
 
 
-class AskingAdapter(CountAttempts, RedisSignalAdapter):
+class AskingRedisAdapter(CountAttempts, RedisSignalAdapter):
     pass
 
 

@@ -226,6 +226,8 @@ async def test_an_owner_that_sleeps_longer_than_its_lease_hears_of_it_and_stores
 async def sleep_in_transaction(store, server):
     async with store.transaction("ann") as tx:
         await write(tx)
+        (lock,) = server.execute("KEYS", "*lock*")
+        assert server.execute("PTTL", lock) <= LEASE_MS
         # The event loop stands still, so that nobody renews the lease.
         while server.execute("KEYS", "*lock*"):
             pass

@@ -49,19 +49,27 @@ async def count_up(store, outside, read, gate):
         await tx.set({"session": {"count": 2}})
 
 
-async def test_a_task_that_outlives_its_transaction_adds_nothing_to_it():
+LATE = {
+    "get": lambda tx: tx.get("session", ["gate"]),
+    "set": lambda tx: tx.set({"session": {"gate": b"late"}}),
+    "clear": lambda tx: tx.clear(),
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+async def test_a_task_that_outlives_its_transaction_adds_nothing_to_it(what):
     adapter = GatedAdapter()
 
-    async def write_late():
+    async def come_late():
         with pytest.raises(RuntimeError, match="the transaction on 'ann' is over"):
-            await tx.set({"session": {"gate": b"late"}})
+            await LATE[what](tx)
         refused.set()
 
     async with SignalStore(adapter=adapter) as store, anyio.create_task_group() as task_group:
         refused = anyio.Event()
         async with store.transaction("ann") as tx:
             await tx.set({"session": {"ann": b"1"}})
-            task_group.start_soon(write_late)
+            task_group.start_soon(come_late)
             await adapter.read_gate.until_reached()
             task_group.start_soon(open_when_blocked, adapter.read_gate)
         await refused.wait()

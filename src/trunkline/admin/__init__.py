@@ -5,6 +5,7 @@ Both work on a URL, beside a bot that runs or without one, and on all the stores
 
 from trunkline.admin.copying import CopyReport, ShelfCopy, TargetNotEmpty, copy_database
 from trunkline.admin.inspection import (
+    Contents,
     Conversations,
     FSMContents,
     Inspection,
@@ -15,6 +16,7 @@ from trunkline.admin.inspection import (
 )
 
 __all__ = (
+    "Contents",
     "Conversations",
     "CopyReport",
     "FSMContents",

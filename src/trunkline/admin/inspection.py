@@ -13,6 +13,7 @@ from trunkline.fsm.adapter import FSMAdapter
 from trunkline.persistence import Message, PersistenceAdapter
 
 __all__ = (
+    "Contents",
     "Conversations",
     "FSMContents",
     "Inspection",
@@ -80,11 +81,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     fsm: FSMContents | None = None
     signal: SignalContents | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether none of the stores is there."""
-        return self.persistence is None and self.fsm is None and self.signal is None
-
 
 def inspect_database(url: str, *, newest: int = 5) -> Inspection:
     """What the database at `url` holds.
@@ -94,6 +90,7 @@ def inspect_database(url: str, *, newest: int = 5) -> Inspection:
         newest: how many messages to show at most.
 
     Raises:
+        NotFound: it holds none of the stores.
         ConfigurationError: there is no such file, it is no database, or the URL cannot work.
         StoreUnavailable: the server cannot be reached.
     """
@@ -111,6 +108,8 @@ def _inspect(side: Side, newest: int) -> Inspection:
         if schema.is_known:
             fields |= _look(side, store, newest)
         contents[store] = _CONTENTS[store](**fields)
+    if not contents:
+        raise NotFound(f"{side.shown_url} holds none of trunkline's stores")
     return Inspection(url=side.shown_url, **contents)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from trunkline.admin.side import STORES, Key, Row, Schema, Shelf, Side
 from trunkline.backends.sql import Database, _prepare_sqlite, upsert
@@ -117,23 +117,26 @@ class SQLSide(Side):
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        with self._existing.snapshot():
-            self._current = self._existing
+        self._current = self._existing
+        with self._clear_errors(), self._existing.snapshot():
             yield
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         assert self._writable is not None, "before create"
+        self._current = self._writable
+        with self._clear_errors(), self._writable.transaction():
+            yield
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """What a store would call a bug is here a database that others have changed."""
         try:
-            with self._writable.transaction():
-                self._current = self._writable
-                yield
-        except IntegrityError as error:
-            # Its first line names the constraint; the others quote what is stored.
+            yield
+        except DBAPIError as error:
+            # The first line names table or constraint; those after it quote what is stored.
             reason = str(error.orig).partition("\n")[0]
-            raise ConfigurationError(
-                f"{self.shown_url}: what is there stands in the way: {reason}"
-            ) from None
+            raise ConfigurationError(f"{self.shown_url}: {reason}") from None
 
     def stores(self) -> dict[str, Schema]:
         if not sa.inspect(self.connection).has_table(_VERSIONS.name):

@@ -156,18 +156,21 @@ async def hold_shared(
 
 async def _give_back(ask: Callable[..., Awaitable[Any]], adapter: Lockable, lease: Lease) -> bool:
     """Give a lock back; whether the server knows of it."""
-    with anyio.move_on_after(_LONGEST_RETURN, shield=True):
-        try:
+    returned = lost = False
+    try:
+        with anyio.move_on_after(_LONGEST_RETURN, shield=True):
             await ask(adapter.unlock, lease.key, lease.token)
-            return True
-        except ConnectionLost:
-            # All that were held through the connection have ended, or will by themselves.
-            _unreturned.pop(adapter, None)
-            return False
-        except TrunklineError:
-            pass
-    _unreturned.setdefault(adapter, []).append(lease)
-    return False
+            returned = True
+    except ConnectionLost:
+        # All that were held through the connection have ended, or will by themselves.
+        _unreturned.pop(adapter, None)
+        lost = True
+    except TrunklineError:
+        pass
+    finally:  # also if asyncio cancels this task a second time, which no shield prevents
+        if not returned and not lost:
+            _unreturned.setdefault(adapter, []).append(lease)
+    return returned
 
 
 async def _renew(ask: Callable[..., Awaitable[Any]], adapter: Lockable, lease: Lease) -> None:

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ("counted", "duration", "facts", "note", "round_up", "sections", "short")
+__all__ = ("counted", "duration", "facts", "note", "one_line", "round_up", "sections", "short")
 
 
 def sections(*sections: tuple[str, RenderableType]) -> Group:
@@ -29,6 +29,11 @@ def facts(*, count: bool = False) -> Table:
 
 def note(text: str) -> Text:
     return Text(text, style="dim")
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends, and without what a terminal would take for a command."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def counted(number: int, noun: str) -> str:

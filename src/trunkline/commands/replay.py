@@ -20,7 +20,6 @@ from trunkline.commands.manners import (
     ctrl_c_ends_reads,
 )
 from trunkline.commands.replay_report import replay_report
-from trunkline.errors import ConfigurationError, StoreUnavailable
 from trunkline.persistence import PersistenceStore
 from trunkline.replay import ChatLog, ReplayReport, replay
 from trunkline.replay.history import History, Stored
@@ -120,11 +119,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     )
     problems = _Problems(Console(stderr=True))
     log = ChatLog(*arguments.files, contents=arguments.store is not None, on_problem=problems.tell)
-    try:
-        report, stored = _replay_with_progress(log, config, arguments.store, problems)
-    except (ConfigurationError, StoreUnavailable) as error:
-        complain(str(error))
-        return USAGE
+    report, stored = _replay_with_progress(log, config, arguments.store, problems)
     problems.tell_rest()
     if not report.messages:
         if log.broken_lines:

@@ -168,7 +168,7 @@ VALUES = st.recursive(
 DATA = st.dictionaries(TEXTS, VALUES, max_size=6)
 
 _HYPOTHESIS = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

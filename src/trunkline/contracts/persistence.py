@@ -174,7 +174,8 @@ class PersistenceContract:
     ) -> None:
         ids = ["b", "a", "B", "é", "10", "9", "Z", "_", "😀", "\uffff"]
         await together(store.save_room(Room.new(id=one)) for one in ids)
-        pages, last = [], None
+        pages: list[list[str]] = []
+        last: str | None = None
         while (page := await store.list_rooms(limit=3, after=last)) and len(pages) < 10:
             pages.append(ids_of(page))
             last = page[-1].id
@@ -463,7 +464,7 @@ class PersistenceContract:
     async def test_content_comes_back_as_it_was_saved(self, store: PersistenceStore) -> None:
         room = await a_room(store)
         for what, content in CONTENTS.items():
-            maps = {"metadata": {"again": content}, "reactions": {"again": content}}
+            maps: dict[str, Any] = {"metadata": {"again": content}, "reactions": {"again": content}}
             saved = await say(store, room, "m", content=content, **maps)
             assert await store.get_message("m") == saved, what
             assert await store.get_messages(room.id) == [saved], what

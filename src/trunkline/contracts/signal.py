@@ -473,6 +473,7 @@ class SignalContract:
                 tx.set({"session": {"ann": b"2"}}),
                 tx.clear(),
                 tx.transact("ann", _write),
+                tx.transaction("ann").__aenter__(),
             ):
                 with pytest.raises(RuntimeError, match="the transaction on 'ann' is over"):
                     await use
@@ -916,25 +917,23 @@ class SignalContract:
     async def test_a_conflict_of_a_nested_transact_is_for_the_outer_to_deal_with(
         self, adapter: SignalAdapter
     ) -> None:
-        inner_runs = outer_runs = 0
+        runs = {"inner": 0, "outer": 0}
 
         async def inner(tx: SignalTransaction) -> None:
-            nonlocal inner_runs
-            inner_runs += 1
-            await tx.get("session", ["ann"])
+            runs["inner"] += 1
             await tx.set({"session": {"bob": b"inner"}})
+            if runs["inner"] == 1:
+                raise TransactionConflict("of another store, for instance")
 
         async def outer(tx: SignalTransaction) -> None:
-            nonlocal outer_runs
-            outer_runs += 1
+            runs["outer"] += 1
+            await tx.set({"session": {"ann": runs["outer"]}})
             await store.transact("another", inner)
-            if outer_runs == 1:
-                await store.set({"session": {"ann": b"theirs"}})
 
         async with SignalStore(adapter=adapter) as store:
             await store.transact("ann", outer)
-            assert (outer_runs, inner_runs) == (2, 2)
-            assert await store.get("session", ["ann", "bob"]) == {"ann": b"theirs", "bob": b"inner"}
+            assert runs == {"inner": 2, "outer": 2}
+            assert await store.get("session", ["ann", "bob"]) == {"ann": 2, "bob": b"inner"}
 
     @pytest.mark.parametrize("retries", [-1, 1.5, "3", True, None], ids=repr)
     async def test_retries_are_an_int_of_0_or_more(

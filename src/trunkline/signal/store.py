@@ -127,8 +127,8 @@ class SignalStore(Store[SignalAdapter]):
         """A transaction: `async with store.transaction(key) as tx:`.
 
         It commits on leaving, and rolls back on an exception or a cancellation. Transactions on
-        one key run one after another, in the order of arrival; among processes too on PostgreSQL,
-        Redis and Valkey.
+        one key run one after another, in the order of arrival. On PostgreSQL, Redis and Valkey
+        those of other processes do so as well, in no particular order.
 
         One that is begun inside another, in its task or in a task started there, joins it, whatever
         its key: it is the same transaction, and what it did is committed or rolled back with the
@@ -366,7 +366,7 @@ def _text(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise ConfigurationError(f"{what} is a str, not {type(value).__name__}")
     problem = text_problem(value) if value else "is empty"
-    if problem is None and len(value.encode()) > _MAX_NAME:
+    if problem is None and len(value) * 4 > _MAX_NAME and len(value.encode()) > _MAX_NAME:
         problem = f"is longer than {_MAX_NAME} bytes"
     if problem is not None:
         raise ConfigurationError(f"{what} {problem}, and cannot be stored: {value[:40]!r}")

@@ -81,6 +81,7 @@ class SignalTransaction:
         self._require_open()
         if self._cleared is None:
             names = await self._read_names()
+            self._require_open()
             await self._touch(names)
             self._cleared = sum(self._seen[name] is not None for name in names)
         self._changes.clear()
@@ -95,9 +96,9 @@ class SignalTransaction:
         key: str,
         function: Callable[[SignalTransaction], Awaitable[R]],
         *,
-        retries: int = 0,
+        retries: int = 8,
     ) -> R:
-        """Run `function` in this transaction, once: a conflict shows when this one commits."""
+        """Run `function` in this transaction, once: a conflict is for whoever began it."""
         async with self.transaction(key) as tx:
             return await function(tx)
 

@@ -1,0 +1,148 @@
+"""`trunkline copy`: copy a database to another."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from trunkline.admin import CopyReport, TargetNotEmpty, copy_database
+from trunkline.commands.manners import NOTHING_USABLE, OK, USAGE, StandardOutput, complain
+from trunkline.commands.rendering import counted, sections
+
+__all__ = ("add_copy",)
+
+_TEXT = """\
+Copy all that a database holds to another: persistence, fsm and signal. Rows are
+copied as they are: encrypted values stay encrypted with the same key, versions
+and the instants at which conversations end stay the same. At the end both sides
+are counted.
+
+A SQL database is copied as it is when the copy begins. What a bot stores after
+that is not copied: stop it before, or let it write to TO from then on.
+"""
+
+_EXAMPLES = """\
+examples:
+  trunkline copy sqlite:///bot.db postgresql://me@localhost/bot
+  trunkline copy --resume sqlite:///bot.db postgresql://me@localhost/bot
+  trunkline copy --only fsm sqlite:///bot.db valkey://localhost:6379/0
+
+exit status:
+  0 copied, and all counts agree; 1 nothing to copy, or the counts differ;
+  2 TO is not empty, a database cannot be reached, wrong usage
+"""
+
+
+def add_copy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "copy",
+        help="copy a database to another",
+        description=_TEXT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("FROM", "TO"):
+        parser.add_argument(
+            name.lower(),
+            metavar=name,
+            help="sqlite:///bot.db, postgresql://..., valkey://..., redis://...",
+        )
+    parser.add_argument(
+        "--only",
+        metavar="STORE",
+        action="append",
+        choices=("persistence", "fsm", "signal"),
+        default=[],
+        help="copy this store; may be given again (default: all that are there)",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue a copy that was interrupted: keep the rows that TO has already",
+    )
+    choice.add_argument(
+        "--force",
+        action="store_true",
+        help="TO is not empty: delete first what these stores hold there",
+    )
+    parser.set_defaults(run=_copy)
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    try:
+        report = _copy_with_progress(arguments)
+    except TargetNotEmpty as error:
+        complain(f"{error}; --resume continues a copy, --force deletes first what is there")
+        return USAGE
+    if not report.shelves:
+        complain(f"nothing to copy: {report.source_url} is empty")
+        return NOTHING_USABLE
+    StandardOutput().print(_report(report))
+    for shelf in report.shelves:
+        if shelf.source != shelf.target:
+            complain(
+                f"the counts of {_name(shelf.name)} differ: {shelf.source:,} in FROM,"
+                f" {shelf.target:,} in TO"
+            )
+    return OK if report.agrees else NOTHING_USABLE
+
+
+def _copy_with_progress(arguments: argparse.Namespace) -> CopyReport:
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("copying {task.fields[name]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} rows"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        task = progress.add_task("", total=0, name="")
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, name=_name(name))
+
+        return copy_database(
+            getattr(arguments, "from"),
+            arguments.to,
+            only=arguments.only,
+            resume=arguments.resume,
+            force=arguments.force,
+            on_progress=on_progress,
+        )
+
+
+def _report(report: CopyReport) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for name in ("copied", "were there", "in FROM", "in TO"):
+        table.add_column(name, justify="right")
+    for shelf in report.shelves:
+        counts = (shelf.copied, shelf.kept, shelf.source, shelf.target)
+        style = None if shelf.source == shelf.target else "red"
+        table.add_row(_name(shelf.name), *(f"{count:,}" for count in counts), style=style)
+    verdict = "All counts agree." if report.agrees else "The counts differ."
+    return sections(
+        ("From", Text(report.source_url)),
+        ("To", Text(report.target_url)),
+        ("Rows", Group(table, Text(verdict, style="green" if report.agrees else "red"))),
+        (
+            "Speed",
+            Text(
+                f"{counted(report.copied, 'row')} in {report.elapsed_ms / 1000:.1f} s,"
+                f" {report.rows_per_second:,} a second, counting included"
+            ),
+        ),
+    )
+
+
+def _name(shelf: str) -> str:
+    return {"fsm": "conversations", "signal": "signal keys"}.get(shelf, shelf.replace("_", " "))

@@ -1,0 +1,188 @@
+"""`trunkline inspect`: see what a database holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trunkline.admin import (
+    Contents,
+    FSMContents,
+    Inspection,
+    NewestMessage,
+    PersistenceContents,
+    SignalContents,
+    inspect_database,
+)
+from trunkline.commands.manners import OK, StandardOutput
+from trunkline.commands.rendering import counted, facts, note, one_line, sections
+
+__all__ = ("add_inspect",)
+
+_TEXT = """\
+See what a database holds: how many rooms, messages and so on, the newest
+messages, the conversations of each bot by flow and state, and how many keys
+each family has. Values of signal and credentials of bridges are never shown.
+Nothing is created, migrated or changed, so that it is safe beside a bot.
+"""
+
+_EXAMPLES = """\
+examples:
+  trunkline inspect sqlite:///bot.db
+  trunkline inspect valkey://localhost:6379/0
+  trunkline inspect --json postgresql://me@localhost/bot | jq .persistence.counts
+
+exit status:
+  0 shown; 1 it holds nothing of trunkline's; 2 it does not exist or cannot be
+  reached, wrong usage
+"""
+
+#: Steps of conversations that are shown at most.
+_MOST_STEPS = 30
+
+
+def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="see what a database holds",
+        description=_TEXT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "url", metavar="URL", help="sqlite:///bot.db, postgresql://..., valkey://..."
+    )
+    parser.add_argument(
+        "--newest",
+        metavar="N",
+        type=_count,
+        default=5,
+        help="how many of the newest messages to show (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print it as one line of JSON, and only that"
+    )
+    parser.set_defaults(run=_inspect)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > 1_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 1000")
+    return int(text)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    inspection = inspect_database(arguments.url, newest=arguments.newest)
+    if arguments.json:
+        print(msgspec.json.encode(inspection).decode())
+    else:
+        StandardOutput().print(_report(inspection))
+    return OK
+
+
+# -- how it looks ------------------------------------------------------------------------------
+
+_Sections: TypeAlias = Iterator[tuple[str, RenderableType]]
+
+
+def _report(inspection: Inspection) -> RenderableType:
+    return sections(
+        *_persistence(inspection.persistence),
+        *_fsm(inspection.fsm),
+        *_signal(inspection.signal),
+    )
+
+
+def _persistence(contents: PersistenceContents | None) -> _Sections:
+    if contents is None:
+        return
+    title = _title("Persistence", contents)
+    if contents.counts is None:
+        yield title, _unknown(contents)
+        return
+    table = facts(count=True)
+    for kind, count in contents.counts.items():
+        table.add_row(kind.replace("_", " "), f"{count:,}")
+    yield title, table
+    if contents.newest_messages:
+        yield "Newest messages", _messages(contents.newest_messages)
+
+
+def _messages(messages: Iterable[NewestMessage]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False, expand=True)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, max_width=20)
+    table.add_column(no_wrap=True, max_width=20, style="cyan")
+    table.add_column(no_wrap=True, ratio=1)
+    for one in messages:
+        content = one.message.content
+        text = content if isinstance(content, str) else msgspec.json.encode(content).decode()
+        cells = (
+            f"{one.message.inserted_at:%Y-%m-%d %H:%M:%S}",
+            one.room_name or one.message.room_id,
+            one.sender_name or one.message.sender_id or one.message.role,
+            text,
+        )
+        table.add_row(*(Text(one_line(cell), overflow="ellipsis") for cell in cells))
+    return table
+
+
+def _fsm(contents: FSMContents | None) -> _Sections:
+    if contents is None:
+        return
+    title = _title("Fsm", contents)
+    if contents.conversations is None:
+        yield title, _unknown(contents)
+        return
+    found = contents.conversations
+    bots = len({one.bot_name for one in found})
+    total = sum(one.count for one in found)
+    summary = Text(f"{counted(total, 'conversation')} of {counted(bots, 'bot')}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("bot", "flow", "state"):
+        table.add_column(name, overflow="fold")
+    table.add_column("conversations", justify="right")
+    for one in found[:_MOST_STEPS]:
+        names = (one.bot_name, one.flow, one.state)
+        table.add_row(
+            *(Text("-" if name is None else one_line(name)) for name in names), f"{one.count:,}"
+        )
+    rest = found[_MOST_STEPS:]
+    yield (
+        title,
+        Group(
+            summary,
+            *([table] if found else []),
+            *([note(f"and {counted(len(rest), 'more step')}; --json gives all")] if rest else []),
+        ),
+    )
+
+
+def _signal(contents: SignalContents | None) -> _Sections:
+    if contents is None:
+        return
+    title = _title("Signal", contents)
+    if contents.families is None:
+        yield title, _unknown(contents)
+        return
+    table = facts(count=True)
+    for family, count in contents.families.items():
+        table.add_row(Text(one_line(family)), f"{count:,}", "entry" if count == 1 else "entries")
+    yield title, table if contents.families else Text("no entries")
+
+
+def _title(name: str, contents: Contents) -> str:
+    return name if contents.version is None else f"{name}, schema version {contents.version}"
+
+
+def _unknown(contents: Contents) -> RenderableType:
+    return Text(
+        f"This trunkline works with schema version {contents.known_version} and did not look"
+        " inside."
+    )
