@@ -72,6 +72,15 @@ class Crowd:
         return min(lap[(len(lap) - 1) * percent // 100] for lap in self._laps)
 
 
+def whole_turns(operations: int, callers: int) -> int:
+    """So many operations, or some more, that every caller gets as many as the others."""
+    return callers * -(-operations // callers)
+
+
+def by(callers: int) -> str:
+    return f"{callers} caller{'s'[: callers > 1]}"
+
+
 class Race:
     """What a benchmark of this folder is given: two ways to measure, and a place for its rows."""
 

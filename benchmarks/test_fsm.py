@@ -8,11 +8,9 @@ from contextlib import ExitStack
 import pytest
 
 from benchmarks import fsm_peers as peers
-from benchmarks.race import Contender, Crowd
+from benchmarks.race import Contender, Crowd, by, whole_turns
 from benchmarks.rows import Row
 from benchmarks.servers import run_valkey
-from benchmarks.test_persistence import by, whole_turns
-
 
 #: What is measured of each. Our `get_state` gives the data as well.
 ACTS = ("set_state", "update_data", "get_state")
@@ -28,15 +26,17 @@ def valkey() -> Iterator[str]:
 def test_memory(race, portal, scale, act):
     with ExitStack() as stack:
 
-        def contender(manager, act):
-            one = getattr(stack.enter_context(portal.wrap_async_context_manager(manager)), act)
+        def contender(one):
             return Contender(one.do_all, one.arguments, scale.operations)
 
+        ours = stack.enter_context(portal.wrap_async_context_manager(peers.our_fsm("memory://")))
+        theirs = stack.enter_context(portal.wrap_async_context_manager(peers.aiogram_memory()))
+        also = {"data": contender(theirs.get_data)} if act == "get_state" else {}
         best = race.run(
             portal,
-            ours=contender(peers.our_fsm("memory://"), act),
-            aiogram=contender(peers.aiogram_memory(), act),
-            aiogram_data=contender(peers.aiogram_memory(), "get_data"),
+            ours=contender(getattr(ours, act)),
+            aiogram=contender(getattr(theirs, act)),
+            **also,
         )
     race.add(
         Row(
@@ -49,7 +49,7 @@ def test_memory(race, portal, scale, act):
             budget=2,
         )
     )
-    if act == "get_state":
+    if also:
         race.add(
             Row(
                 section="fsm, memory",
@@ -57,7 +57,7 @@ def test_memory(race, portal, scale, act):
                 figure=best["ours"],
                 unit="ns",
                 against="its get_state and get_data",
-                peer=best["aiogram"] + best["aiogram_data"],
+                peer=best["aiogram"] + best["data"],
             )
         )
 

@@ -10,7 +10,7 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 from benchmarks import store_peers as peers
-from benchmarks.race import Contender, Crowd, Race
+from benchmarks.race import Contender, Crowd, Race, by, whole_turns
 from benchmarks.rows import Row
 from benchmarks.scale import Scale
 from benchmarks.servers import run_postgres
@@ -80,7 +80,7 @@ def test_save_message(race, portal, scale, new_file, callers):
 #: What the contenders are called in the report.
 NAMES = {
     "alone": "aiosqlite, a commit a call",
-    "shared": "aiosqlite, calls torn",
+    "shared": "aiosqlite, one commits for others",
     "sqlalchemy": "SQLAlchemy AsyncSession",
     "asyncpg": "asyncpg pool, a commit a call",
 }
@@ -90,10 +90,6 @@ def operations_of(name: str, callers: int, scale: Scale) -> int:
     """A round of about the same length for each; a whole number of turns for each caller."""
     shares = callers > 1 and name in ("ours", "shared", "raw")
     return whole_turns(scale.batched_operations if shares else scale.durable_operations, callers)
-
-
-def whole_turns(operations: int, callers: int) -> int:
-    return callers * -(-operations // callers)
 
 
 def budgets_of(callers: int) -> dict[str, float]:
@@ -135,10 +131,6 @@ def add_rows(
                 x=callers,
             )
         )
-
-
-def by(callers: int) -> str:
-    return f"{callers} caller{'s'[: callers > 1]}"
 
 
 @pytest.mark.parametrize("crowd", [1, 64])

@@ -37,6 +37,56 @@ RATIO_ROWS = {
     ("events", "an event nobody hears", "resolve hit"): None,
 }
 
+ALONE, OTHERS = "aiosqlite, a commit a call", "aiosqlite, one commits for others"
+ORM, RAW = "SQLAlchemy AsyncSession", "raw sqlite3, batches of 64"
+POOL = "asyncpg pool, a commit a call"
+MEMORY, REDIS = "aiogram MemoryStorage", "aiogram RedisStorage"
+
+#: caller count → how it is told.
+CALLERS = {1: "1 caller", 8: "8 callers", 64: "64 callers", 512: "512 callers"}
+
+STORE_ROWS = {
+    ("messages, SQLite", "get_messages(limit=50), a room of 1,000", "aiosqlite"): None,
+    ("messages, SQLite", "get_messages(limit=50), a room of 1,000", "raw sqlite3, no thread"): None,
+    ("fsm, memory", "set_state", MEMORY): 2,
+    ("fsm, memory", "update_data", MEMORY): 2,
+    ("fsm, memory", "get_state", MEMORY): 2,
+    ("fsm, memory", "get_state", "its get_state and get_data"): None,
+    ("signal, memory", "transaction, 64 callers apart", None): None,
+    ("signal, memory", "transaction, 64 callers on one key", None): None,
+    ("signal, SQLite", "transaction, 64 callers apart", "a file a key"): None,
+    ("signal, SQLite", "transaction, 64 callers on one key", "a file a key"): None,
+    ("signal, SQLite", "set of 100 pre-keys", "a file a key"): 5,
+}
+for count, by in CALLERS.items():
+    STORE_ROWS |= {
+        ("messages, SQLite", f"save_message, {by}", ALONE): 10 if count == 64 else None,
+        ("messages, SQLite", f"save_message, {by}", OTHERS): None,
+        ("messages, SQLite", f"save_message, {by}", ORM): None,
+        ("messages, SQLite", f"save_message, {by}", RAW): 3 if count == 64 else None,
+        ("messages, SQLite", f"save_message, {by}: latency p50", ALONE): (
+            1.25 if count == 1 else None
+        ),
+        ("messages, SQLite", f"save_message, {by}: latency p99", ALONE): None,
+    }
+for by in ("1 caller", "64 callers"):
+    STORE_ROWS |= {
+        ("messages, PostgreSQL", f"save_message, {by}", POOL): None,
+        ("messages, PostgreSQL", f"save_message, {by}: latency p50", POOL): None,
+        ("messages, PostgreSQL", f"save_message, {by}: latency p99", POOL): None,
+    }
+for act in ("set_state", "update_data", "get_state"):
+    for count in (1, 64):
+        against, budget = ("aiosqlite", None) if act == "get_state" else (ALONE, 8)
+        row = ("fsm, SQLite", f"{act}, {CALLERS[count]}", against)
+        STORE_ROWS[row] = budget if count == 64 else None
+    for count in (1, 64, 512):
+        row = ("fsm, Valkey", f"{act}, {CALLERS[count]}", REDIS)
+        STORE_ROWS[row] = 3 if count == 64 else None
+
+#: The sections that need a server, and how the report begins if there is none.
+SERVERS = {"messages, PostgreSQL": "no PostgreSQL", "fsm, Valkey": "no Valkey"}
+
 FIGURE_ROWS = {
     ("memory", "a route, at the worst table size", None): 400,
     ("memory", "a route, at the median table size", None): None,
@@ -77,14 +127,25 @@ def printed(results):
 
 
 @pytest.fixture(scope="module")
-def rows(results, printed):
-    benchmarks = json.loads((results / "benchmarks.json").read_text())["benchmarks"]
-    return [row for benchmark in benchmarks for row in benchmark["extra_info"]["rows"]]
+def run(results, printed):
+    """The raw figures."""
+    return json.loads((results / "benchmarks.json").read_text())
 
 
-def test_a_run_has_every_row_with_its_budget(rows):
+@pytest.fixture(scope="module")
+def rows(run):
+    return [row for benchmark in run["benchmarks"] for row in benchmark["extra_info"]["rows"]]
+
+
+def test_a_run_has_every_row_with_its_budget(rows, run):
+    left_out = {
+        section
+        for section, reason in SERVERS.items()
+        if any(one.startswith(reason) for one in run["skipped"])
+    }
+    expected = RATIO_ROWS | STORE_ROWS | FIGURE_ROWS
     found = {(row["section"], row["work"], row["against"]): row["budget"] for row in rows}
-    assert found == RATIO_ROWS | FIGURE_ROWS
+    assert found == {row: expected[row] for row in expected if row[0] not in left_out}
     assert len(found) == len(rows)
 
 
@@ -113,7 +174,7 @@ def test_a_budget_is_held_against_the_ratio_or_else_the_figure(rows, printed):
             continue
         if row["against"] is None:
             kept = row["figure"] <= row["budget"]
-        elif row["section"] == "other libraries":
+        elif row["speedup"]:
             kept = row["peer"] >= row["budget"] * row["figure"]
         else:
             kept = row["figure"] <= row["budget"] * row["peer"]
@@ -124,10 +185,22 @@ def test_a_budget_is_held_against_the_ratio_or_else_the_figure(rows, printed):
 def test_the_plot_is_a_picture(results, printed):
     image = pytest.importorskip("matplotlib.image").imread(results / "benchmarks.png")
     height, width, _ = image.shape
-    assert (width, height) == (1600, 900)
+    assert width == 1600
+    assert height >= 1200
     assert image[..., :3].std() > 0.01
 
 
-def test_the_hosts_name_stays_out_of_the_figures(results, printed):
-    machine = json.loads((results / "benchmarks.json").read_text())["machine_info"]
-    assert "node" not in machine
+def test_the_hosts_name_stays_out_of_the_figures(run):
+    assert "node" not in run["machine_info"]
+
+
+def test_the_disk_under_the_stores_is_told(run, printed):
+    assert "tmpfs" not in run["disk"]
+    assert run["disk"] in printed
+
+
+def test_one_part_can_be_measured_alone(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--smoke", "--only", "nothing"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    assert refused.returncode == 2
+    assert "'router', 'stores'" in refused.stderr

@@ -219,14 +219,14 @@ class SignalStore(Store[SignalAdapter]):
 
     async def _commit_untorn(self, commit: Commit, lease: Lease | None) -> None:
         """Commit while the lock is held; whoever is cancelled meanwhile hears of it afterwards."""
+        if not self._adapter.blocking:
+            await self._commit_held(commit, lease)
+            return
         with anyio.CancelScope(shield=True):
-            if self._adapter.blocking:
-                # In a task of its own, with a shield of its own, since this one does not keep out
-                # asyncio's `task.cancel()`.
-                async with open_task_group() as task_group:
-                    task_group.start_soon(self._commit_held, commit, lease)
-            else:
-                await self._commit_held(commit, lease)
+            # In a task of its own, with a shield of its own, since this one does not keep out
+            # asyncio's `task.cancel()`.
+            async with open_task_group() as task_group:
+                task_group.start_soon(self._commit_held, commit, lease)
 
     async def _commit_held(self, commit: Commit, lease: Lease | None) -> None:
         with anyio.CancelScope(shield=True):
