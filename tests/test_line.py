@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import anyio
 import pytest
@@ -164,6 +165,18 @@ anyio.run(main)
     async with Trunkline(url) as line:
         counts = await line.persistence.counts()
     assert (counts["rooms"], counts["participants"], counts["messages"]) == (5, 7, 100)
+
+
+async def test_messages_of_one_second_keep_the_order_in_which_they_came(line):
+    sent_at = datetime(2026, 1, 1, tzinfo=UTC)
+    texts = [str(number) for number in range(20)]
+    for number, text in enumerate(texts):
+        arrival = await line.ingest(
+            **hello(external_message_id=number, content=text, sent_at=sent_at)
+        )
+    stored = await line.persistence.get_messages(arrival.room.id)
+    assert [message.content for message in stored] == texts
+    assert stored[0].metadata["sent_at"] == "2026-01-01T00:00:00+00:00"
 
 
 # -- the way back ----------------------------------------------------------------------------------

@@ -234,7 +234,8 @@ class Trunkline(Service):
             room: fields of the `Room`, if it is made.
             participant: fields of the `Participant`, if they are made.
             metadata: kept with the message.
-            sent_at: when it was sent; now by default.
+            sent_at: when it was sent, by the platform's clock; kept in the metadata. Messages are
+                ordered as they came in, since platforms tell no more than the second.
 
         Raises:
             InvalidModel, InvalidSessionKey: an id or field that cannot be; nothing was stored.
@@ -262,8 +263,12 @@ class Trunkline(Service):
                     "external_reply_to_id": external_reply_to_id,
                     "delivery_external_room_id": external_room_id,
                     "status": "delivered",
-                    "metadata": {**(metadata or {}), "channel": channel, "bridge_id": bridge_id},
-                    "inserted_at": sent_at or now(),
+                    "metadata": {
+                        **({} if sent_at is None else {"sent_at": sent_at.isoformat()}),
+                        **(metadata or {}),
+                        "channel": channel,
+                        "bridge_id": bridge_id,
+                    },
                 },
             )
             await self._set_routes(arrival)

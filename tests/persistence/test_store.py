@@ -574,18 +574,25 @@ def test_anybody_can_run_the_contract_with_one_fixture(tmp_path):
     assert "skipped" not in output, output
 
 
-def test_an_adapter_that_breaks_the_contract_fails_it_with_what_was_compared(tmp_path):
-    output = run_somebodys_tests(tmp_path, "-k", "TestBad and deleting_a_room_takes")
-    assert "FAILED test_mine.py::TestBad::test_deleting_a_room_takes_its_messages" in output
-    assert "DID NOT RAISE" in output
-    output = run_somebodys_tests(tmp_path, "-k", "TestBad and made_again_after_it_was_deleted")
+@pytest.fixture(scope="module")
+def what_fails(tmp_path_factory) -> str:
+    """What pytest says of a broken adapter, and of a suite that was given none."""
+    chosen = "TestBad and deleting_a_room_takes or TestBad and made_again or TestNothing and a_new"
+    return run_somebodys_tests(tmp_path_factory.mktemp("somebody"), "-k", chosen)
+
+
+def test_an_adapter_that_breaks_the_contract_fails_it(what_fails):
+    assert "FAILED test_mine.py::TestBad::test_deleting_a_room_takes_its_messages" in what_fails
+    assert "DID NOT RAISE" in what_fails
+
+
+def test_an_adapter_that_breaks_the_contract_is_told_what_was_compared(what_fails):
     # Pytest shows both sides, since it has rewritten the suite's assertions.
-    assert "Left contains one more item: Message(id='m'" in output
+    assert "Left contains one more item: Message(id='m'" in what_fails
 
 
-def test_a_contract_without_its_fixture_says_what_is_missing(tmp_path):
-    output = run_somebodys_tests(tmp_path, "-k", "TestNothing and a_new_store_is_empty")
-    assert "NotImplementedError: TestNothing needs a fixture 'adapter'" in output
+def test_a_contract_without_its_fixture_says_what_is_missing(what_fails):
+    assert "NotImplementedError: TestNothing needs a fixture 'adapter'" in what_fails
 
 
 def test_the_clock_and_the_faults_of_testing_need_no_pytest():

@@ -14,7 +14,7 @@ from tests.servers.writer import processes, read_journal
 from tests.signal.programs import CALLERS, FAMILIES, commit_for_ever, ids_of
 from trunkline.signal import SignalStore
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from trunkline.signal import SignalStore
 from trunkline.signal.redis import RedisSignalAdapter
 from trunkline.signal.sql import SQLSignalAdapter
 
-LEASE_MS = 300
+LEASE_MS = 600
 
 
 @pytest.fixture

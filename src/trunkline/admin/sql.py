@@ -241,28 +241,25 @@ class TableShelf(Shelf):
         )
 
     def _read(self, columns: Sequence[sa.Column[Any]], at_ms: int) -> Iterator[Sequence[Row]]:
-        place = sa.tuple_(*self._key)
         statement = sa.select(*columns).where(self._alive(at_ms)).order_by(*self._key)
-        page, limit = statement, _FIRST_PAGE
-        while True:
-            rows = [tuple(row) for row in self._side.connection.execute(page.limit(limit))]
-            if rows:
-                yield rows
-            if len(rows) < limit:
-                return
-            last = sa.tuple_(*map(sa.literal, rows[-1][: self.key_width]))
-            page, limit = statement.where(place > last), _rows_in_a_page(rows)
+        page: list[Row] = []
+        size = 0
+        # A few at a time, since a single row may be large.
+        for row in self._side.connection.execute(statement, execution_options=_STREAMED):
+            page.append(tuple(row))
+            size += sum(len(one) for one in row if isinstance(one, str | bytes))
+            if len(page) == _PAGE_ROWS or size >= _PAGE_BYTES:
+                yield page
+                page, size = [], 0
+        if page:
+            yield page
 
     def _alive(self, at_ms: int) -> Any:
         ends = self._table.columns.get("expires_at_ms")
         return sa.true() if ends is None else ends.is_(None) | (ends > at_ms)
 
 
-#: About how many bytes a page has, how many rows the first one has, and how many any at most.
-_PAGE_BYTES, _FIRST_PAGE, _PAGE_ROWS = 1 << 20, 100, 2_000
+#: How many rows a page has at most, and how many characters about.
+_PAGE_ROWS, _PAGE_BYTES = 2_000, 1 << 20
 
-
-def _rows_in_a_page(rows: Sequence[Row]) -> int:
-    """As many as make a page, if they are as large as `rows`."""
-    size = sum(len(one) for row in rows for one in row if isinstance(one, str | bytes))
-    return max(1, min(_PAGE_ROWS, _PAGE_BYTES * len(rows) // max(1, size)))
+_STREAMED = {"stream_results": True, "yield_per": 50}

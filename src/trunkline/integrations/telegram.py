@@ -51,7 +51,8 @@ class TrunklinePersistence(BasePersistence[Data, Data, Data]):
     Args:
         store: the URL of a store, which is started with the Application and stopped at the end of
             its `shutdown`. Or an `FSMStore` or a line's `line.fsm`, which the program starts before
-            and stops after it: `await store.start()` in `post_init` is too late.
+            `application.initialize()` and stops after `application.shutdown()`. With `run_polling`
+            only a URL will do: it loads the data before it calls `post_init`.
         bot_name: whose data it is; by default `telegram:<id of the bot>`, and `telegram` where
             there is no bot. Bots that share a database do not see each other's.
         store_data: which kinds of data are stored; all by default.
