@@ -83,7 +83,7 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"trunkline {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["replay"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["replay"], ["inspect"], ["copy"]])
 def test_help_has_examples_and_fits_the_terminal(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -267,6 +267,92 @@ def test_logs_are_replayed_one_after_another(capsys, chat):
 def test_messages_that_go_back_in_time_are_told(capsys, chat):
     assert main(["replay", chat, chat]) == 0
     assert re.search(r"out of order +4 messages older", capsys.readouterr().out)
+
+
+# -- replay --store ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
+def test_a_replayed_log_is_saved(request, capsys, chat, kind):
+    urls = {"memory": "memory://", "sqlite": "sqlite:///bot.db"}
+    url = urls.get(kind) or request.getfixturevalue("postgres_url")
+    assert main(["replay", "--store", url, chat]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    saved = captured.out.partition("What was saved\n")[2]
+    assert re.search(r"rooms +2 +all of them new", saved)
+    assert re.search(r"participants +1 +all of them new", saved)
+    assert re.search(r"threads +1 +all of them new", saved)
+    assert re.search(r"messages +5 +all of them new", saved)
+    assert re.search(r"saved per second +[\d,]+ +messages; [\d.]+ s, the replay left out", saved)
+    assert max(map(len, captured.out.splitlines())) <= 80
+
+
+def test_a_log_that_is_replayed_again_doubles_nothing(capsys, chat):
+    arguments = ["replay", "--json", "--store", "sqlite:///bot.db", chat]
+    for new in (5, 0):
+        assert main(arguments) == 0
+        stored = json.loads(capsys.readouterr().out)["stored"]
+        assert (stored["messages"], stored["new_messages"], stored["refused"]) == (5, new, 0)
+    assert main(["inspect", "--json", "sqlite:///bot.db"]) == 0
+    counts = json.loads(capsys.readouterr().out)["persistence"]["counts"]
+    assert (counts["rooms"], counts["participants"], counts["threads"]) == (2, 1, 1)
+    assert counts["messages"] == 5
+
+
+def test_without_a_store_nothing_is_saved(capsys, chat):
+    assert main(["replay", "--json", chat]) == 0
+    assert json.loads(capsys.readouterr().out)["stored"] is None
+    assert [path.name for path in Path().iterdir()] == [chat]
+
+
+def test_saving_does_not_change_what_is_measured(capsys, chat):
+    reports = []
+    for options in ([], ["--store", "memory://"]):
+        assert main(["replay", "--json", *options, chat]) == 0
+        report = json.loads(capsys.readouterr().out)
+        reports.append([report[name] for name in ("late_answers", "partitions", "needed_ttl")])
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite:///no/bot.db", "the folder of no/bot.db does not exist"),
+        ("sqlite:///chat.jsonl", "file is not a database"),
+        ("postgresql://me:hunter2@127.0.0.1:1/bot", "me:***@127.0.0.1:1/bot"),
+        ("redis://me:hunter2@localhost", "no adapter for 'redis://me:***@localhost'"),
+        ("bot.db", "a store's URL looks like"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_ends_with_2(capsys, url, told):
+    Path("chat.jsonl").write_text((line(0) + "\n") * 99)
+    assert main(["replay", "--store", url, "chat.jsonl"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert told in captured.err
+    assert "hunter2" not in captured.err
+
+
+def test_messages_that_no_database_can_hold_are_told_and_counted(capsys, chat):
+    with open(chat, "a") as file:
+        file.write(line(301, room_id="#\0"))
+    assert main(["replay", "--store", "memory://", chat]) == 0
+    captured = capsys.readouterr()
+    assert "cannot be stored" in captured.err
+    assert re.search(r"refused +1 +messages no database can hold", captured.out)
+    assert re.search(r"^  messages +5 ", captured.out.partition("What was saved")[2], re.MULTILINE)
+
+
+def test_ctrl_c_ends_a_replay_that_saves():
+    with start("replay", "--store", "sqlite:///bot.db", "-") as process:
+        process.stdin.write(b"broken\n")
+        process.stdin.flush()
+        assert b"standard input:1" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr.read() == b"trunkline: interrupted\n"
 
 
 # -- what can be wrong with a log --------------------------------------------------------------

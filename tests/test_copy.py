@@ -365,7 +365,7 @@ def test_a_resumed_copy_brings_what_came_meanwhile():
     many_messages("sqlite:///bot.db", 5_000)
 
     def interrupt(name, done, total):
-        if name == "messages" and done > 4_000:
+        if name == "messages" and done > 1_500:
             raise Interrupted
 
     with pytest.raises(Interrupted):

@@ -4,14 +4,18 @@ import gzip
 import json
 import math
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import pytest
 
 from trunkline import Route, SessionKey, SessionRouter
-from trunkline.errors import InvalidSessionKey, NoRoute
+from trunkline.errors import InvalidSessionKey, NoRoute, StoreUnavailable
+from trunkline.persistence import PersistenceStore, Thread
+from trunkline.persistence.sql import SQLPersistenceAdapter
 from trunkline.replay import ChatLog, ChatMessage, LateAnswers, Outcomes, replay
+from trunkline.replay.history import History
 from trunkline.routing import RouterConfig
 from trunkline.testing import ManualClock
 
@@ -512,6 +516,206 @@ def test_a_log_can_be_read_again(tmp_path):
     first, log, _ = read(tmp_path, line(), "broken")
     assert list(log) == first
     assert (log.broken_lines, log.bytes_read) == (1, log.size)
+
+
+def test_contents_are_read_if_they_are_asked_for(tmp_path):
+    file = tmp_path / "log.jsonl"
+    lines = [line(thread_id="t1"), line(user_id=7, text=None), line(text=["no text"]), line()]
+    file.write_text("\n".join(lines))
+    problems: list[str] = []
+    log = ChatLog(file, contents=True, on_problem=problems.append)
+    assert [(one.user_id, one.text) for one in log] == [
+        ("ada", "hello"),
+        (7, None),
+        ("ada", "hello"),
+    ]
+    assert log.broken_lines == 1
+    assert "$.text" in problems[0]
+
+
+# -- saving a log ------------------------------------------------------------------------------
+
+
+def said(text, at_ms=0, key=ROOM, user_id="ada"):
+    return ChatMessage(at_ms, key, user_id, text)
+
+
+CHAT = [
+    said("Grüße \0"),
+    said("hello", 5, THREAD, "bob"),
+    said("hello", 5, THREAD, "bob"),
+    said("again", 5, THREAD),
+    said(None, 6, ROOM._replace(room_id="#rust"), None),
+    said("late", 2, user_id=7),
+]
+
+
+async def save(store, messages):
+    problems: list[str] = []
+    async with History(store, on_problem=problems.append) as history:
+        for message in messages:
+            await history.save(message)
+    assert problems == []
+    return history.stored()
+
+
+async def everything(store):
+    """All that a store holds, by kind and id."""
+    return {
+        kind: dict(await store.scan(kind))
+        for kind in ("rooms", "participants", "threads", "messages", "room_bindings")
+    }
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def store(request, tmp_path):
+    """A store on each database."""
+    urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/log.db"}
+    url = urls.get(request.param) or request.getfixturevalue("postgres_url")
+    async with PersistenceStore(url) as store:
+        yield store
+
+
+async def test_a_log_is_saved_with_its_rooms_participants_and_threads(store):
+    stored = await save(store, CHAT)
+    assert (stored.rooms, stored.participants, stored.threads, stored.messages) == (2, 3, 1, 6)
+    assert (stored.new_rooms, stored.new_participants, stored.new_threads) == (2, 3, 1)
+    assert (stored.new_messages, stored.refused) == (6, 0)
+    room = await store.get_room_by_external_binding("irc", "libera", "#python")
+    thread = await store.get_thread_by_external_id(room.id, "t1")
+    [bob] = await store.directory_search("participant", {"channel": "irc", "external_id": "bob"})
+    assert (room.name, room.type, bob.identity) == ("#python", "group", {"name": "bob"})
+    [first, *_] = await store.get_messages(room.id, thread_id=thread.id)
+    assert (first.content, first.sender_id, first.status) == ("hello", bob.id, "delivered")
+    assert first.external_thread_id == "t1"
+    assert first.metadata == {"channel": "irc", "bridge_id": "libera"}
+    assert first.inserted_at == first.updated_at == datetime(1970, 1, 1, 0, 0, 0, 5_000, tzinfo=UTC)
+    rust = await store.get_room_by_external_binding("irc", "libera", "#rust")
+    [silent] = await store.get_messages(rust.id)
+    assert (silent.content, silent.sender_id, silent.thread_id) == ([], None, None)
+
+
+async def test_saving_a_log_again_doubles_nothing(store):
+    await save(store, CHAT)
+    before = await everything(store)
+    stored = await save(store, CHAT)
+    assert await everything(store) == before
+    assert (stored.messages, stored.new_messages) == (6, 0)
+    assert (stored.new_rooms, stored.new_participants, stored.new_threads) == (0, 0, 0)
+
+
+async def test_a_longer_log_adds_what_is_new(store):
+    elsewhere = ROOM._replace(room_id="#elsewhere")
+    await save(store, CHAT[:3])
+    stored = await save(store, [said("first of all", 5, elsewhere), *CHAT])
+    assert (stored.messages, stored.new_messages) == (7, 4)
+    assert (stored.new_rooms, stored.new_threads, stored.new_participants) == (2, 0, 1)
+
+
+async def test_messages_of_one_instant_stay_in_the_order_of_the_log(store):
+    texts = [f"{number}" for number in random.Random(4).sample(range(900), 300)]
+    await save(store, [said(text, 1_000) for text in texts])
+    room = await store.get_room_by_external_binding("irc", "libera", "#python")
+    assert [one.content for one in await store.get_messages(room.id, limit=1_000)] == texts
+
+
+async def test_a_log_from_before_1970_is_saved_too(store):
+    await save(store, [said("b", -1), said("a", -(10**12))])
+    room = await store.get_room_by_external_binding("irc", "libera", "#python")
+    assert [one.content for one in await store.get_messages(room.id)] == ["a", "b"]
+
+
+async def test_newest_messages_have_the_highest_ids(store):
+    await save(store, random_messages(1, count=200))
+    newest = await store.scan("messages", limit=50, newest_first=True)
+    times = [message.inserted_at for _, message in newest]
+    milliseconds = [one.replace(microsecond=one.microsecond // 1000 * 1000) for one in times]
+    assert milliseconds == sorted(milliseconds, reverse=True)
+
+
+async def test_what_is_in_the_store_already_is_found_and_left_as_it_is(store):
+    room = await store.get_or_create_room_by_external_binding(
+        "irc", "libera", "#python", {"name": "Snakes"}
+    )
+    ada = await store.get_or_create_participant_by_external_id(
+        "irc", "ada", {"identity": {"name": "Ada Lovelace"}}
+    )
+    thread = await store.save_thread(Thread.new(room_id=room.id, external_thread_id="t1"))
+    stored = await save(store, [said("hello", 5, THREAD)])
+    assert (stored.new_rooms, stored.new_participants, stored.new_threads) == (0, 0, 0)
+    [message] = await store.get_messages(room.id)
+    assert (message.sender_id, message.thread_id) == (ada.id, thread.id)
+    assert (await store.get_room(room.id), await store.get_participant(ada.id)) == (room, ada)
+
+
+async def test_what_no_database_can_hold_is_told_and_counted_and_the_rest_saved(store):
+    problems = []
+    bad_room = ROOM._replace(room_id="#\0")
+    async with History(store, on_problem=problems.append) as history:
+        for message in (
+            said("1", key=bad_room),
+            said("2", key=bad_room),
+            said("3", user_id="\0"),
+            said("4", key=ROOM._replace(thread_id="\0")),
+            said("5"),
+        ):
+            await history.save(message)
+    stored = history.stored()
+    assert (stored.messages, stored.refused) == (1, 4)
+    assert (stored.rooms, stored.participants, stored.threads) == (1, 1, 0)
+    assert len(problems) == 3
+    assert all("cannot be stored" in problem and "\n" not in problem for problem in problems)
+
+
+class CountedAdapter(SQLPersistenceAdapter):
+    """Counts its transactions that write."""
+
+    commits = 0
+
+    def transaction(self, *, read_only=False):
+        self.commits += not read_only
+        return super().transaction(read_only=read_only)
+
+
+async def test_messages_share_commits(tmp_path):
+    adapter = CountedAdapter(f"sqlite:///{tmp_path}/log.db")
+    async with PersistenceStore(adapter=adapter) as store:
+        await save(store, random_messages(1, count=2_000))
+        assert (await store.counts())["messages"] == 2_000
+    assert adapter.commits < 100
+
+
+async def test_a_store_that_fails_ends_the_saving(tmp_path):
+    class FailingAdapter(SQLPersistenceAdapter):
+        def save_messages(self, messages):
+            raise StoreUnavailable("the disk is gone")
+
+    adapter = FailingAdapter(f"sqlite:///{tmp_path}/log.db")
+    async with PersistenceStore(adapter=adapter) as store:
+        with pytest.raises(StoreUnavailable, match="the disk is gone"):
+            await save(store, CHAT)
+
+
+async def test_a_replay_hands_over_each_message_and_does_not_count_the_time(monkeypatch):
+    seconds = 0.0
+    heard = []
+
+    def tick():
+        nonlocal seconds
+        seconds += 0.001
+        return seconds
+
+    async def hear(message):
+        nonlocal seconds
+        heard.append(message)
+        seconds += 1_000.0
+
+    monkeypatch.setattr("trunkline.replay.player.perf_counter", tick)
+    log = random_messages(1, count=20)
+    report = await replay(log, on_message=hear)
+    assert heard == log
+    assert 0 < report.elapsed_ms < 1_000
+    assert report.resolves == 40
 
 
 # -- the real thing ----------------------------------------------------------------------------

@@ -80,11 +80,11 @@ def _run(argv: Sequence[str] | None) -> int:
 
 _EXAMPLES = """\
 examples:
-  trunkline demo                         see in a few seconds what a router does
-  trunkline replay chat.jsonl            which TTL and capacity does my bot need?
-  trunkline inspect sqlite:///bot.db     what does this database hold?
+  trunkline demo                       see in a few seconds what a router does
+  trunkline replay chat.jsonl          which TTL and capacity does my bot need?
+  trunkline inspect sqlite:///bot.db   what does this database hold?
   trunkline copy sqlite:///bot.db postgresql://me@localhost/bot
-  trunkline replay --help                the options of a command
+  trunkline copy --help                the options of a command
 """
 
 

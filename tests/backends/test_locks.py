@@ -371,8 +371,8 @@ async def test_a_lease_is_renewed_while_its_owner_works(valkey_url, valkey_serve
         assert valkey_server.execute("GET", name) == lease.token.encode()
 
 
-async def test_asked_a_second_time_by_the_same_owner_valkey_gives_the_same_answer(valkey_url):
-    async with open_stores(*(valkey_adapter(valkey_url) for _ in range(2))) as (one, other):
+async def test_asked_a_second_time_by_the_same_owner_a_server_gives_the_same_answer(shared):
+    async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
         for _ in range(2):
             assert await one._ask_locker(one._adapter.try_lock, KEY, "mine")
             assert not await other._ask_locker(other._adapter.try_lock, KEY, "theirs")

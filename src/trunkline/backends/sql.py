@@ -533,6 +533,8 @@ class AdvisoryLocks(Adapter):
         self._held: dict[str, int] = {}
 
     def try_lock(self, key: str, token: str) -> bool:
+        if self.renew_lock(key, token):
+            return True  # asked again: the server would count the lock twice
         taken = self._ask("SELECT pg_try_advisory_lock(:key)", key)
         if taken:
             self._held[token] = self.database.connections
@@ -542,8 +544,9 @@ class AdvisoryLocks(Adapter):
         return self._held.get(token) == self.database.connections
 
     def unlock(self, key: str, token: str) -> None:
-        if self._held.pop(token, None) == self.database.connections:
+        if self._held.get(token) == self.database.connections:
             self._ask("SELECT pg_advisory_unlock(:key)", key)
+        self._held.pop(token, None)
 
     def _ask(self, statement: str, key: str) -> bool:
         number = xxh3_64_intdigest(f"{self.database.component}:{key}".encode()) - 2**63

@@ -146,6 +146,7 @@ class Store(Service, Generic[AdapterT]):
         Yields:
             The lease; `None` where the database has no locks among processes.
         """
+        _only(self, self._writers)  # a store that does not run has no lock to give
         async with self._locks.hold(key):
             if self._locker is None:
                 yield None

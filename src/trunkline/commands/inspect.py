@@ -36,7 +36,7 @@ _EXAMPLES = """\
 examples:
   trunkline inspect sqlite:///bot.db
   trunkline inspect valkey://localhost:6379/0
-  trunkline inspect --json postgresql://me@localhost/bot | jq .persistence.counts
+  trunkline inspect --json sqlite:///bot.db | jq .persistence.counts
 
 exit status:
   0 shown; 1 it holds nothing of trunkline's; 2 it does not exist or cannot be

@@ -94,7 +94,9 @@ class FSMStore(Store[FSMAdapter]):
         name: str = "fsm",
         **options: Any,
     ) -> None:
-        super().__init__(choose_adapter(url, adapter, _SCHEMES, clock=clock), name=name, **options)
+        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        chosen = choose_adapter(url, adapter, _SCHEMES, clock=clock, timeout_ms=timeout_ms)
+        super().__init__(chosen, name=name, **options)
         self._clock = clock
         self._sweep_interval_ms = require_positive_ms("sweep_interval_ms", sweep_interval_ms)
         #: bot name → time to live of its conversations.
@@ -256,22 +258,22 @@ class FSMStore(Store[FSMAdapter]):
         return Place(bot_name, encode_key(key)), ttl_ms
 
 
-def _open_memory(_url: str, *, clock: WallClock) -> FSMAdapter:
+def _open_memory(_url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
     from trunkline.fsm.memory import MemoryFSMAdapter
 
     return MemoryFSMAdapter(clock)
 
 
-def _open_sql(url: str, *, clock: WallClock) -> FSMAdapter:
+def _open_sql(url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
     from trunkline.fsm.sql import SQLFSMAdapter
 
-    return SQLFSMAdapter(url, clock)
+    return SQLFSMAdapter(url, clock, timeout_ms=timeout_ms)
 
 
-def _open_redis(url: str, *, clock: WallClock) -> FSMAdapter:
+def _open_redis(url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
     from trunkline.fsm.redis import RedisFSMAdapter
 
-    return RedisFSMAdapter(url)
+    return RedisFSMAdapter(url, timeout_ms=timeout_ms)
 
 
 _SCHEMES = {

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import replace
 
+from trunkline.actors.policy import require_positive_ms
 from trunkline.backends import Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.text import text_problem
@@ -91,7 +92,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
         **options: Any,
     ) -> None:
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
-        super().__init__(choose_adapter(url, adapter, _SCHEMES), name=name, **options)
+        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
+        super().__init__(chosen, name=name, **options)
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -603,16 +606,16 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return replace(config, credentials=msgspec.json.decode(plain))
 
 
-def _open_memory(_url: str) -> PersistenceAdapter:
+def _open_memory(_url: str, *, timeout_ms: int) -> PersistenceAdapter:
     from trunkline.persistence.memory import MemoryPersistenceAdapter
 
     return MemoryPersistenceAdapter()
 
 
-def _open_sql(url: str) -> PersistenceAdapter:
+def _open_sql(url: str, *, timeout_ms: int) -> PersistenceAdapter:
     from trunkline.persistence.sql import SQLPersistenceAdapter
 
-    return SQLPersistenceAdapter(url)
+    return SQLPersistenceAdapter(url, timeout_ms=timeout_ms)
 
 
 _SCHEMES = {

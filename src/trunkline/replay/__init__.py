@@ -2,6 +2,7 @@
 
 `ChatLog` reads messages from files, `replay` plays them to a `SessionRouter` on the log's own
 clock, and the `ReplayReport` says how the routing went and which TTL and capacity the log needs.
+`trunkline.replay.history` saves the messages into a persistence store.
 
 Example:
     >>> import anyio

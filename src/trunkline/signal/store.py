@@ -13,6 +13,7 @@ import anyio
 import msgspec
 
 from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.policy import require_positive_ms
 from trunkline.backends import REDIS_SCHEMES, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
@@ -87,7 +88,9 @@ class SignalStore(Store[SignalAdapter]):
         name: str = "signal",
         **options: Any,
     ) -> None:
-        super().__init__(choose_adapter(url, adapter, _SCHEMES), name=name, **options)
+        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
+        super().__init__(chosen, name=name, **options)
         self._codec = _Codec(
             FAMILIES | _registered(families),
             None if encryption_key is None else Cipher(encryption_key),
@@ -330,22 +333,22 @@ class _Codec:
             )
 
 
-def _open_memory(_url: str) -> SignalAdapter:
+def _open_memory(_url: str, *, timeout_ms: int) -> SignalAdapter:
     from trunkline.signal.memory import MemorySignalAdapter
 
     return MemorySignalAdapter()
 
 
-def _open_sql(url: str) -> SignalAdapter:
+def _open_sql(url: str, *, timeout_ms: int) -> SignalAdapter:
     from trunkline.signal.sql import SQLSignalAdapter
 
-    return SQLSignalAdapter(url)
+    return SQLSignalAdapter(url, timeout_ms=timeout_ms)
 
 
-def _open_redis(url: str) -> SignalAdapter:
+def _open_redis(url: str, *, timeout_ms: int) -> SignalAdapter:
     from trunkline.signal.redis import RedisSignalAdapter
 
-    return RedisSignalAdapter(url)
+    return RedisSignalAdapter(url, timeout_ms=timeout_ms)
 
 
 _SCHEMES = {
