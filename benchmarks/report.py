@@ -11,7 +11,7 @@ import matplotlib as mpl
 import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -164,6 +164,7 @@ class Report:
         axes.set_yticks([place + 0.35 for place in places], [row.work for row in rows])
         axes.invert_yaxis()
         axes.set(title=section, xlabel="calls a second")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.legend()
 
