@@ -46,7 +46,7 @@ async def read_data(url):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_in_the_same_race_the_storage_of_aiogram_loses_most_updates(valkey_url):
+async def test_in_the_same_race_the_storage_of_aiogram_loses_updates(valkey_url):
     pytest.importorskip("aiogram", reason="it is shown what aiogram's RedisStorage does")
     from aiogram.fsm.storage.base import StorageKey
     from aiogram.fsm.storage.redis import RedisStorage
@@ -62,7 +62,6 @@ async def test_in_the_same_race_the_storage_of_aiogram_loses_most_updates(valkey
     for storage in storages:
         await storage.close()
     assert found.keys() < ALL_NAMES
-    assert len(found) < 32
 
 
 async def test_a_merge_of_what_was_read_loses_updates_as_the_ancestor_s_default_does():
