@@ -221,27 +221,26 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         after: str | None,
         thread_id: str | None,
     ) -> list[Message]:
-        place = sa.tuple_(messages.c.inserted_at_us, messages.c.id)
-        statement = (
-            sa.select(messages.c.document)
-            .where(messages.c.room_id == room_id)
-            .order_by(messages.c.inserted_at_us.desc(), messages.c.id.desc())
-            .limit(limit)
-        )
+        parameters: dict[str, Any] = {"room_id": room_id, "limit": limit}
         if before is not None:
-            statement = statement.where(place < self._place(room_id, before))
+            parameters["before_us"] = self._instant(room_id, before)
+            parameters["before"] = before
         if after is not None:
-            statement = statement.where(place > self._place(room_id, after))
+            parameters["after_us"] = self._instant(room_id, after)
+            parameters["after"] = after
         if thread_id is not None:
-            statement = statement.where(messages.c.thread_id == thread_id)
-        return self._all(Message, statement)[::-1]
+            parameters["thread_id"] = thread_id
+        statement = _window(before is not None, after is not None, thread_id is not None)
+        return self._all(Message, statement, parameters)[::-1]
 
-    def _place(self, room_id: str, message_id: str) -> Any:
-        """Where a message stands in its room."""
-        instant = self._execute(_INSTANT, {"room_id": room_id, "id": message_id}).scalar()
+    def _instant(self, room_id: str, message_id: str) -> int:
+        """When a message of a room was inserted, in microseconds."""
+        instant: int | None = self._execute(
+            _INSTANT, {"room_id": room_id, "id": message_id}
+        ).scalar()
         if instant is None:
             raise NotFound(f"no message {message_id!r} in room {room_id!r}")
-        return sa.tuple_(sa.literal(instant, sa.BigInteger), sa.literal(message_id))
+        return instant
 
     def delete_message(self, message_id: str) -> None:
         self._execute(_delete_by_id(messages), {"id": message_id})
@@ -607,6 +606,33 @@ _PARTICIPANT_BY_EXTERNAL_ID = (
         participant_external_ids.c.holder == 1,
     )
 )
+
+
+@cache
+def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
+    """The newest messages of a room, newest first, with the bounds that are asked for."""
+    place = sa.tuple_(messages.c.inserted_at_us, messages.c.id)
+
+    def bound(name: str) -> Any:
+        return sa.tuple_(
+            sa.bindparam(f"{name}_us", type_=sa.BigInteger), sa.bindparam(name, type_=sa.Text)
+        )
+
+    statement = (
+        sa.select(messages.c.document)
+        .where(messages.c.room_id == sa.bindparam("room_id"))
+        .order_by(messages.c.inserted_at_us.desc(), messages.c.id.desc())
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+    if before:
+        statement = statement.where(place < bound("before"))
+    if after:
+        statement = statement.where(place > bound("after"))
+    if in_thread:
+        statement = statement.where(messages.c.thread_id == sa.bindparam("thread_id"))
+    return statement
+
+
 _INSTANT = sa.select(messages.c.inserted_at_us).where(
     messages.c.id == sa.bindparam("id"), messages.c.room_id == sa.bindparam("room_id")
 )
