@@ -22,7 +22,7 @@ from trunkline.testing import ManualClock
 MINUTE_MS = 60_000
 ROOM = SessionKey("irc", "libera", "#python")
 THREAD = ROOM._replace(thread_id="t1")
-REAL_LOG = Path("/work/shared/data/ubuntu-irc.train.jsonl.gz")
+REAL_LOG = Path(__file__).parents[2] / "shared" / "data" / "ubuntu-irc.train.jsonl.gz"
 
 
 def messages(*minutes_and_keys):
