@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from trunkline.actors import Service
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.backends import StoreStats
 from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import ConfigurationError, StoreUnavailable
@@ -141,7 +141,7 @@ class Trunkline(Service):
         )
         self._fsm: FSMStore | None = _part(FSMStore, fsm, url, f"{name}.fsm", {})
         self._signal: SignalStore | None = _part(SignalStore, signal, url, f"{name}.signal", secret)
-        self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
+        self._stop_timeout_ms = require_positive("stop_timeout_ms", stop_timeout_ms)
         self._under_way = 0
         self._all_done: anyio.Event | None = None
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from trunkline.actors import RestartPolicy
-from trunkline.actors.policy import CrashHistory, require_positive_ms
+from trunkline.actors.policy import CrashHistory, require_positive
 from trunkline.errors import ConfigurationError
 
 
@@ -80,8 +80,8 @@ def test_a_crash_is_forgotten_when_the_window_has_passed_over_it():
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", None])
 def test_a_duration_that_is_not_a_positive_int_is_refused(value):
     with pytest.raises(ConfigurationError, match=f"ttl_ms must be an int of 1 or more.*{value!r}"):
-        require_positive_ms("ttl_ms", value)
+        require_positive("ttl_ms", value)
 
 
 def test_a_positive_int_is_a_duration():
-    assert require_positive_ms("ttl_ms", 1) == 1
+    assert require_positive("ttl_ms", 1) == 1

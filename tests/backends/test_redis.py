@@ -62,12 +62,6 @@ def test_a_script_that_fails_leaves_the_others_alone(server):
         server.call(ScriptCall(WRONG, ["list"]))
 
 
-def test_keys_are_found_by_pattern(server):
-    for name in ("one", "two", "three"):
-        server.call(ScriptCall(ADD, [name], [1]))
-    assert sorted(server.scan("t*")) == [b"three", b"two"]
-
-
 @pytest.mark.parametrize("value", [None, "", "=", "a", "☃"], ids=repr)
 def test_a_string_that_may_be_missing_comes_back_from_a_script(server, value):
     found = server.call(ScriptCall("return ARGV[1]", [], [optional(value)]))

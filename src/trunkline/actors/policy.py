@@ -9,7 +9,7 @@ import msgspec
 
 from trunkline.errors import ConfigurationError
 
-__all__ = ("CrashHistory", "RestartPolicy", "require_positive_ms")
+__all__ = ("CrashHistory", "RestartPolicy", "require_positive")
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +39,9 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"max_restarts must be an int of 0 or more, not {self.max_restarts!r}"
             )
-        require_positive_ms("within_ms", self.within_ms)
-        require_positive_ms("min_backoff_ms", self.min_backoff_ms)
-        require_positive_ms("max_backoff_ms", self.max_backoff_ms)
+        require_positive("within_ms", self.within_ms)
+        require_positive("min_backoff_ms", self.min_backoff_ms)
+        require_positive("max_backoff_ms", self.max_backoff_ms)
         if type(self.jitter) not in (int, float) or not 0.0 <= self.jitter <= 1.0:
             raise ConfigurationError(f"jitter must be from 0.0 to 1.0, not {self.jitter!r}")
 
@@ -67,7 +67,7 @@ class CrashHistory:
         return len(self._instants)
 
 
-def require_positive_ms(name: str, value: object) -> int:
+def require_positive(name: str, value: object) -> int:
     """`value`, if it is an int of 1 or more.
 
     Raises:

@@ -15,7 +15,7 @@ from trunkline.actors.actor import Actor
 from trunkline.actors.cell import Cell, LocalTurns, shown
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service, open_task_group
-from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive_ms
+from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive
 from trunkline.actors.ref import ActorRef
 from trunkline.errors import RestartIntensityExceeded
 
@@ -57,7 +57,7 @@ class Supervisor(Service):
     ) -> None:
         self.name = name
         self.policy = policy if policy is not None else RestartPolicy()
-        self._stop_timeout_ms = require_positive_ms("stop_timeout_ms", stop_timeout_ms)
+        self._stop_timeout_ms = require_positive("stop_timeout_ms", stop_timeout_ms)
         self._listener = listener
         self._cells: list[Cell[Any]] = []
         self._local_turns = LocalTurns()
@@ -97,9 +97,9 @@ class Supervisor(Service):
         cell = Cell(
             factory,
             name=name if name is not None else getattr(factory, "__name__", repr(factory)),
-            mailbox_size=require_positive_ms("mailbox_size", mailbox_size),
-            call_timeout_ms=require_positive_ms("call_timeout_ms", call_timeout_ms),
-            max_batch=require_positive_ms("max_batch", max_batch),
+            mailbox_size=require_positive("mailbox_size", mailbox_size),
+            call_timeout_ms=require_positive("call_timeout_ms", call_timeout_ms),
+            max_batch=require_positive("max_batch", max_batch),
             local_turns=self._local_turns,
         )
         self._cells.append(cell)

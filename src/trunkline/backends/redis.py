@@ -130,13 +130,6 @@ class RedisServer:
             for result in results
         ]
 
-    def scan(self, pattern: str) -> list[bytes]:
-        """Every key that matches a glob pattern."""
-        try:
-            return list(self._client.scan_iter(match=pattern, count=1_000))
-        except RedisError as error:
-            raise self._translate(error) from None
-
     def _translate(self, error: RedisError) -> Exception:
         where = f"{self.shown_url}: {error}"
         if isinstance(error, _MISTAKES) or "DB index" in str(error):

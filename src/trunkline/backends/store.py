@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import msgspec
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.backends.adapter import Adapter, Operation
 from trunkline.backends.locks import KeyLocks, Lease, hold_shared
 from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
@@ -69,9 +69,9 @@ class Store(Service, Generic[AdapterT]):
         #: What makes a context around each call, by its name; see `trunkline.observe.otel`.
         self.tracing: Callable[[str], AbstractContextManager[Any]] | None = None
         self._adapter = adapter
-        self._call_timeout_ms = require_positive_ms("call_timeout_ms", call_timeout_ms)
-        self._mailbox_size = require_positive_ms("mailbox_size", mailbox_size)
-        self._max_batch = require_positive_ms("max_batch", max_batch)
+        self._call_timeout_ms = require_positive("call_timeout_ms", call_timeout_ms)
+        self._mailbox_size = require_positive("mailbox_size", mailbox_size)
+        self._max_batch = require_positive("max_batch", max_batch)
         self._restart_policy = restart_policy
         self._writers: tuple[ActorRef[Any], ...] = ()
         self._readers: tuple[ActorRef[Any], ...] = ()

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
 from trunkline.backends.codec import Key, Unstorable, decode, decode_key, encode, encode_key
 from trunkline.backends.text import text_problem
@@ -94,11 +94,11 @@ class FSMStore(Store[FSMAdapter]):
         name: str = "fsm",
         **options: Any,
     ) -> None:
-        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
         chosen = choose_adapter(url, adapter, _SCHEMES, clock=clock, timeout_ms=timeout_ms)
         super().__init__(chosen, name=name, **options)
         self._clock = clock
-        self._sweep_interval_ms = require_positive_ms("sweep_interval_ms", sweep_interval_ms)
+        self._sweep_interval_ms = require_positive("sweep_interval_ms", sweep_interval_ms)
         #: bot name → time to live of its conversations.
         self._bots: dict[str, int | None] = {}
 
@@ -113,7 +113,7 @@ class FSMStore(Store[FSMAdapter]):
             raise ConfigurationError(
                 f"bot_name has 1 to {_LONGEST_NAME} characters, unlike {bot_name!r}"
             )
-        if ttl_ms is not None and require_positive_ms("ttl_ms", ttl_ms) > _LONGEST_TTL_MS:
+        if ttl_ms is not None and require_positive("ttl_ms", ttl_ms) > _LONGEST_TTL_MS:
             raise ConfigurationError(f"ttl_ms is None for ever, or up to {_LONGEST_TTL_MS}")
         self._bots[bot_name] = ttl_ms
 

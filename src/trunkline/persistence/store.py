@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import replace
 
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.backends import Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.text import text_problem
@@ -92,7 +92,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         **options: Any,
     ) -> None:
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
-        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
         chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
         super().__init__(chosen, name=name, **options)
 

@@ -22,7 +22,7 @@ from trunkline.actors import (
     sleep_ms,
 )
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.errors import (
     ActorCrashed,
     ActorStopped,
@@ -85,7 +85,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if name != "stale_retention_ms":
-                require_positive_ms(name, value)
+                require_positive(name, value)
             elif type(value) is not int or value < 0:
                 raise ConfigurationError(f"{name} must be an int of 0 or more, not {value!r}")
 
@@ -225,7 +225,7 @@ class SessionRouter(Service):
         if type(route) is not Route or route.external_room_id is None:
             route = valid_route(key, route)
         if ttl_ms is not None:
-            require_positive_ms("ttl_ms", ttl_ms)
+            require_positive("ttl_ms", ttl_ms)
         ref = self._refs[index]
         if ref is not None and ref.local_turns:
             ref.local_turns -= 1
@@ -277,7 +277,7 @@ class SessionRouter(Service):
             PartitionUnavailable: as `set`; other partitions may have stored theirs.
         """
         if ttl_ms is not None:
-            require_positive_ms("ttl_ms", ttl_ms)
+            require_positive("ttl_ms", ttl_ms)
         groups: dict[int, dict[SessionKey, Route]] = {}
         for any_key, route in routes.items():
             key = session_key(any_key)

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive_ms
+from trunkline.actors.policy import require_positive
 from trunkline.backends import REDIS_SCHEMES, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
@@ -88,7 +88,7 @@ class SignalStore(Store[SignalAdapter]):
         name: str = "signal",
         **options: Any,
     ) -> None:
-        timeout_ms = require_positive_ms("call_timeout_ms", options.get("call_timeout_ms", 5_000))
+        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
         chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
         super().__init__(chosen, name=name, **options)
         self._codec = _Codec(
