@@ -11,21 +11,33 @@ from trunkline.errors import ActorStopped
 
 
 @pytest.fixture
-async def mailbox():
+async def make_mailbox():
+    """Makes a mailbox, and closes it after the test."""
+    made = []
+
+    def make(capacity, timeout_ms):
+        made.append(Mailbox(capacity, timeout_ms))
+        return made[-1]
+
+    yield make
+    for mailbox in made:
+        mailbox.refuse_all("the test is over")
+
+
+@pytest.fixture
+async def mailbox(make_mailbox):
     """A mailbox for two calls."""
-    mailbox = Mailbox(2)
-    yield mailbox
-    mailbox.refuse_all("the test is over")
+    return make_mailbox(2, timeout_ms=60_000)
 
 
 def call(amount=0):
     return Call(Counter.add, (amount,), {})
 
 
-async def ask(mailbox, call, timeout_ms=60_000):
+async def ask(mailbox, call):
     """Ask, and swallow the refusal that a closed mailbox answers with."""
     try:
-        await mailbox.ask(call, timeout_ms)
+        await mailbox.ask(call)
     except ActorStopped:
         pass
 
@@ -33,20 +45,18 @@ async def ask(mailbox, call, timeout_ms=60_000):
 # -- a call --------------------------------------------------------------------------------------
 
 
-async def test_a_call_carries_a_result_to_whoever_waits():
+def test_a_call_carries_a_result():
     answered = call()
-    async with anyio.create_task_group() as task_group:
-        task_group.start_soon(answered.wait)
-        await turns(2)
-        answered.answer(42)
+    assert not answered.answered
+    answered.answer(42)
     assert answered.answered
     assert answered.result() == 42
 
 
-async def test_a_call_carries_an_error():
+def test_a_call_carries_an_error():
     failed = call()
     failed.fail(Bug("no"))
-    await failed.wait()
+    assert failed.answered
     with pytest.raises(Bug, match="no"):
         failed.result()
 
@@ -130,7 +140,8 @@ async def test_a_caller_who_stops_waiting_for_room_lets_the_next_one_in(mailbox)
 
 
 @pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)
-async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(mailbox):
+async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(make_mailbox):
+    mailbox = make_mailbox(2, timeout_ms=3_000)
     started = anyio.current_time()
     queued = call()
     async with anyio.create_task_group() as task_group:
@@ -144,10 +155,56 @@ async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(mail
             (await mailbox.take()).answer(None)
 
         task_group.start_soon(make_room)
-        assert await mailbox.ask(queued, 3_000) is False
+        assert await mailbox.ask(queued) is False
         assert anyio.current_time() - started == pytest.approx(3)
         assert mailbox.take_nowait() is queued
         assert not queued.awaited
+
+
+async def test_every_caller_has_a_time_of_his_own(make_mailbox):
+    mailbox = make_mailbox(64, timeout_ms=400)
+    waited = {}
+
+    async def caller(number):
+        started = anyio.current_time()
+        answered = await mailbox.ask(call())
+        waited[number] = (answered, anyio.current_time() - started)
+
+    async with anyio.create_task_group() as task_group:
+        for number in range(4):
+            task_group.start_soon(caller, number)
+            await anyio.sleep(0.1)
+        for number in range(4):
+            item = mailbox.take_nowait()
+            if number == 2:
+                item.answer("in time")
+    assert waited.pop(2)[0] is True
+    for answered, seconds in waited.values():
+        assert answered is False
+        # Not with the first of them, nor with the last.
+        assert 0.39 < seconds < 0.6
+
+
+async def test_time_goes_on_being_watched_after_a_quiet_while(make_mailbox):
+    mailbox = make_mailbox(2, timeout_ms=40)
+    for _ in range(3):
+        queued = call()
+        assert await mailbox.ask(queued) is False
+        assert not queued.awaited
+        assert mailbox.take_nowait() is queued
+        await anyio.sleep(0.06)
+
+
+async def test_a_reply_behind_the_end_of_the_time_disturbs_nobody(make_mailbox):
+    mailbox = make_mailbox(2, timeout_ms=100)
+    late = call()
+    assert await mailbox.ask(late) is False
+    mailbox.take_nowait().answer("late")
+    in_time = call()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(ask, mailbox, in_time)
+        (await mailbox.take()).answer("in time")
+    assert in_time.result() == "in time"
 
 
 async def test_an_answer_in_time_is_told_from_none(mailbox):
@@ -155,7 +212,7 @@ async def test_an_answer_in_time_is_told_from_none(mailbox):
     outcome = []
 
     async def caller():
-        outcome.append(await mailbox.ask(queued, 60_000))
+        outcome.append(await mailbox.ask(queued))
 
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(caller)
@@ -193,7 +250,7 @@ async def test_whoever_waits_for_room_is_told_why_the_mailbox_was_closed(mailbox
 
     async def caller():
         try:
-            await mailbox.ask(call(), 60_000)
+            await mailbox.ask(call())
         except ActorStopped as error:
             refused.append(str(error))
 
@@ -235,5 +292,5 @@ async def test_a_mailbox_keeps_nothing_of_calls_that_are_over(mailbox):
             mailbox.take_nowait().answer(None)
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await mailbox.ask(call(), 60_000)
+        await mailbox.ask(call())
     assert not mailbox._unanswered

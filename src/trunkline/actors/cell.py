@@ -101,7 +101,7 @@ class Cell(Generic[A]):
         self._used_up = False
         self._closed_because: str | None = None
         self._closing = anyio.Event()
-        self._mailbox = Mailbox(mailbox_size)
+        self._mailbox = Mailbox(mailbox_size, call_timeout_ms)
         # Calls taken out of the mailbox and not yet begun; a crash leaves them to the next
         # incarnation.
         self._batch: deque[Call] = deque()
@@ -136,7 +136,7 @@ class Cell(Generic[A]):
         self._end_local_turns()
         self.queued_calls += 1
         call = Call(handler, args, kwargs)
-        if not await self._mailbox.ask(call, self._call_timeout_ms):
+        if not await self._mailbox.ask(call):
             raise CallTimeout(f"{self.name} did not reply within {self._call_timeout_ms} ms")
         return call.result()
 

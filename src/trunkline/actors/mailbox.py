@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from trunkline.actors.future import Future, asyncio_loop, new_future
 from trunkline.errors import ActorStopped
 
 __all__ = ("Call", "Crash", "Mailbox")
@@ -16,7 +18,17 @@ __all__ = ("Call", "Crash", "Mailbox")
 class Call:
     """One call on its way to an actor: a handler, its arguments and a place for the reply."""
 
-    __slots__ = ("_error", "_replied", "_value", "answered", "args", "awaited", "handler", "kwargs")
+    __slots__ = (
+        "_error",
+        "_value",
+        "answered",
+        "args",
+        "awaited",
+        "deadline",
+        "handler",
+        "kwargs",
+        "replied",
+    )
 
     #: The function to run; it takes the actor first.
     handler: Callable[..., Any]
@@ -26,6 +38,10 @@ class Call:
     awaited: bool
     #: Whether the reply is there.
     answered: bool
+    #: What its caller waits for: the reply, or the end of its time.
+    replied: Future | None
+    #: When its time is over, on the clock of an asyncio event loop that watches over it.
+    deadline: float | None
 
     def __init__(
         self, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -37,9 +53,8 @@ class Call:
         self.answered = False
         self._value: Any = None
         self._error: BaseException | None = None
-        # Made only if the caller has to wait. Most replies are there after one turn of the event
-        # loop, and without it they cost half of what they do on an anyio.Future.
-        self._replied: anyio.Event | None = None
+        self.replied = None
+        self.deadline = None
 
     def __repr__(self) -> str:
         # The arguments stay out: they may be secrets.
@@ -59,14 +74,12 @@ class Call:
         self.answered = True
         self._value = value
         self._error = error
-        if self._replied is not None:
-            self._replied.set()
+        self.wake()
 
-    async def wait(self) -> None:
-        """Wait until the reply is there."""
-        if not self.answered:
-            self._replied = anyio.Event()
-            await self._replied.wait()
+    def wake(self) -> None:
+        """Let the caller go on, with a reply or without one."""
+        if self.replied is not None and not self.replied.done():
+            self.replied.set_result(None)
 
     def result(self) -> Any:
         """What the handler returned; raises what it raised."""
@@ -85,19 +98,37 @@ class Crash:
 
 
 class Mailbox:
-    """A bounded stream of calls. Callers wait for room in the order in which they came."""
+    """A bounded stream of calls. Callers wait for room in the order in which they came.
 
-    __slots__ = ("_closed_because", "_receive", "_room", "_send", "_unanswered")
+    Args:
+        capacity: calls that wait at most; more make their callers wait for room.
+        timeout_ms: how long a caller waits, for room and for the reply.
+    """
 
-    def __init__(self, capacity: int) -> None:
+    __slots__ = (
+        "_closed_because",
+        "_loop",
+        "_receive",
+        "_room",
+        "_send",
+        "_timeout",
+        "_timer",
+        "_unanswered",
+    )
+
+    def __init__(self, capacity: int, timeout_ms: int) -> None:
         self._send, self._receive = anyio.create_memory_object_stream[Call | Crash](capacity)
+        self._timeout = timeout_ms / 1000
         # Held by the one caller that waits for room. anyio's send() checkpoints before it
         # queues, so that without this lock a later caller could slip in between.
         self._room = anyio.Lock(fast_acquire=True)
-        # Every call without a reply. A call may be in nobody's hands when a task is cancelled
-        # between taking it and serving it; whoever closes the mailbox answers these.
-        self._unanswered: set[Call] = set()
+        # Every call without a reply, the oldest first. A call may be in nobody's hands when a task
+        # is cancelled between taking it and serving it; whoever closes the mailbox answers these.
+        self._unanswered: dict[Call, None] = {}
         self._closed_because = ""
+        # On asyncio one timer watches over all calls: it costs a tenth of a cancel scope for each.
+        self._loop = asyncio_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Calls that wait, those that wait for room included."""
@@ -118,28 +149,51 @@ class Mailbox:
         """Whether callers wait for room, also if the actor has just made some."""
         return self._room.locked()
 
-    async def ask(self, call: Call, timeout_ms: int) -> bool:
+    async def ask(self, call: Call) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time.
 
         Raises:
             ActorStopped: the mailbox was closed before the call was taken.
         """
-        self._unanswered.add(call)
+        self._unanswered[call] = None
         try:
             queued = self._put_nowait(call)
+            if queued and self._loop is not None:
+                call.replied = self._loop.create_future()
+                self._watch_over(call, self._loop)
+                await call.replied
+                return call.answered
             if queued:
-                # The actor is woken before this task goes on, so that a short handler of an idle
-                # actor has replied after one turn of the event loop, and needs no timer.
+                # Most replies are there after one turn of the event loop, and need no timer.
                 await checkpoint()
             if not call.answered:
-                with anyio.move_on_after(timeout_ms / 1000):
+                call.replied = new_future(self._loop)
+                with anyio.move_on_after(self._timeout):
                     if not queued:
                         await self._put(call)
-                    await call.wait()
+                    await call.replied
             return call.answered
         finally:
             call.awaited = False
-            self._unanswered.discard(call)
+            del self._unanswered[call]
+
+    def _watch_over(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that the caller goes on when the call's time is over."""
+        call.deadline = loop.time() + self._timeout
+        if self._timer is None:
+            self._timer = loop.call_at(call.deadline, self._end_overdue, loop)
+
+    def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        # Those that are watched over came in the order of their deadlines.
+        for call in self._unanswered:
+            if call.deadline is None:
+                continue
+            if call.deadline > now:
+                self._timer = loop.call_at(call.deadline, self._end_overdue, loop)
+                return
+            call.wake()
 
     def _put_nowait(self, call: Call) -> bool:
         if self._room.locked():
