@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from tests.servers.writer import open_with_steps, processes
 from trunkline.backends import Conflict, ConnectionLost
-from trunkline.backends.sql import _MIGRATION_LOCK, Database, insert_if_absent, upsert
+from trunkline.backends.sql import _MIGRATION_LOCK, Database
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
 words = sa.Table(
@@ -162,18 +162,74 @@ def test_upsert_replaces_a_row_and_insert_if_absent_says_whether_there_was_one(u
     database = connect(url)
     with database.transaction():
         for number in (1, 2):
-            statement = upsert(words, sqlite=database.is_sqlite)
-            database.connection.execute(statement, {"word": "a", "number": number})
+            database.upsert(words, [{"word": "a", "number": number}])
         made = [
-            database.connection.execute(
-                insert_if_absent(words, sqlite=database.is_sqlite), {"word": word, "number": 3}
-            ).rowcount
+            database.insert_if_absent(words, {"word": word, "number": 3})
             for word in ("a", "b", "b")
         ]
-    assert made == [0, 1, 0]
+    assert made == [False, True, False]
     with database.transaction():
         rows = database.connection.execute(sa.select(words).order_by(words.c.word)).all()
     assert rows == [("a", 2), ("b", 3)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 127, 128, 129, 1000])
+def test_upsert_of_many_rows_stores_each_of_them(url, connect, count):
+    database = connect(url)
+    rows = [{"number": number, "word": f"word {number}"} for number in range(count)]
+    with database.transaction():
+        database.upsert(words, rows)
+        database.upsert(words, [{"word": "word 0", "number": -1}])
+    with database.transaction():
+        found = database.connection.execute(sa.select(words.c.number)).scalars().all()
+    assert sorted(found) == [-1, *range(1, count)]
+
+
+def test_find_gives_the_rows_that_are_there(url, connect):
+    database = connect(url)
+    odd = ["", "it's", 'a "quoted" one', "[1]", "null", "\u2028", "\U0001f600", "%"]
+    with database.transaction():
+        database.upsert(words, [{"word": word, "number": len(word)} for word in odd])
+        assert list(database.find(words, [])) == []
+        wanted = [(word,) for word in [*odd, "missing", odd[1]]]
+        found = database.find(words, wanted[:-2])
+        assert sorted(map(tuple, found)) == sorted((word, len(word)) for word in odd)
+        names = database.find(words, wanted[1:3], [words.c.word])
+        assert {row[0] for row in names} == {odd[1], odd[2]}
+
+
+def test_find_of_more_keys_than_a_statement_takes_parameters(url, connect):
+    database = connect(url)
+    with database.transaction():
+        rows = [{"word": str(number), "number": number} for number in range(70_000)]
+        database.upsert(words, rows)
+        assert len(database.find(words, [(row["word"],) for row in rows])) == 70_000
+
+
+def test_find_looks_each_key_up(tmp_path, connect):
+    database = connect(f"sqlite:///{tmp_path / 'words.db'}")
+    seen = []
+    with database.transaction():
+        driver = database.connection.connection.dbapi_connection
+        driver.set_trace_callback(seen.append)
+        database.find(words, [("a",)])
+        driver.set_trace_callback(None)
+        plan = driver.execute(f"EXPLAIN QUERY PLAN {seen[-1]}").fetchall()
+    steps = [step[-1] for step in plan]
+    assert any(step.startswith("SEARCH one") for step in steps), steps
+    assert not any(step.startswith("SCAN one") for step in steps), steps
+
+
+def test_a_statement_that_sqlite_refuses_is_what_sqlalchemy_makes_of_it(tmp_path, connect):
+    database = connect(f"sqlite:///{tmp_path / 'words.db'}")
+    statement, row = sa.insert(words), {"word": "secret", "number": 1}
+    with database.transaction():
+        database.execute(statement, row)
+    with database.transaction(), pytest.raises(IntegrityError) as caught:
+        database.execute(statement, row)
+    assert "secret" not in str(caught.value)
+    with database.transaction():
+        assert list(database.find(words, [("secret",)])) == [("secret", 1)]
 
 
 def test_sqlite_is_set_up_to_be_durable_and_to_let_readers_read(tmp_path, connect):

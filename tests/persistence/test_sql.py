@@ -90,8 +90,18 @@ def message(number: int) -> Message:
 
 @contextmanager
 def recorded(adapter: SQLPersistenceAdapter):
-    """Every statement that the adapter executes inside, with its parameters."""
+    """Every statement that the adapter executes inside, with its parameters.
+
+    On SQLite they stand in the statement, since not all of them come by SQLAlchemy.
+    """
     statements: list[tuple[str, object]] = []
+    if adapter.database.is_sqlite:
+        with adapter.transaction():  # connects
+            connection = adapter.database.connection.connection.dbapi_connection
+        connection.set_trace_callback(lambda statement: statements.append((statement, None)))
+        yield statements
+        connection.set_trace_callback(None)
+        return
 
     def record(_connection, _cursor, statement, parameters, _context, executemany) -> None:
         statements.append((statement, parameters[0] if executemany else parameters))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from trunkline.admin.side import STORES, Key, Row, Schema, Shelf, Side
-from trunkline.backends.sql import Database, _prepare_sqlite, upsert
+from trunkline.backends.sql import Database, _prepare_sqlite
 from trunkline.errors import ConfigurationError
 from trunkline.fsm.sql import MIGRATIONS as FSM_MIGRATIONS
 from trunkline.fsm.sql import SQLFSMAdapter, records
@@ -177,6 +176,11 @@ class SQLSide(Side):
             self.connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
 
     @property
+    def database(self) -> Database:
+        """The one whose snapshot or transaction is under way."""
+        return self._current
+
+    @property
     def connection(self) -> sa.Connection:
         """The connection of the snapshot or transaction that is under way."""
         return self._current.connection
@@ -215,29 +219,12 @@ class TableShelf(Shelf):
         return self._read(self._key, at_ms)
 
     def present(self, keys: Collection[Key]) -> set[Key]:
-        names = [column.name for column in self._key]
-        same = " AND ".join(f"one.{name} = wanted.{name}" for name in names)
-        columns = ", ".join(f"one.{name}" for name in names)
-        if self._side.is_sqlite:
-            parts = ", ".join(
-                f"json_extract(value, '$[{i}]') AS {name}" for i, name in enumerate(names)
-            )
-            wanted = f"(SELECT {parts} FROM json_each(:keys)) AS wanted"
-            values: dict[str, Any] = {"keys": json.dumps([list(key) for key in keys])}
-        else:
-            parts = ", ".join(f"CAST(:{name} AS text[])" for name in names)
-            wanted = f"unnest({parts}) AS wanted ({', '.join(names)})"
-            values = dict(zip(names, map(list, zip(*keys, strict=True)), strict=True))
-        statement = sa.text(
-            f"SELECT {columns} FROM {wanted} JOIN {self._table.name} AS one ON {same}"
-        )
-        return {tuple(row) for row in self._side.connection.execute(statement, values)}
+        return {tuple(row) for row in self._side.database.find(self._table, keys, self._key)}
 
     def put(self, rows: Sequence[Row]) -> None:
         names = [column.name for column in self._columns]
-        self._side.connection.execute(
-            upsert(self._table, sqlite=self._side.is_sqlite),
-            [dict(zip(names, row, strict=True)) for row in rows],
+        self._side.database.upsert(
+            self._table, [dict(zip(names, row, strict=True)) for row in rows]
         )
 
     def _read(self, columns: Sequence[sa.Column[Any]], at_ms: int) -> Iterator[Sequence[Row]]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from time import monotonic, sleep
-from typing import Any, TypeVar
-
-import anyio
-from anyio import to_thread
+from typing import Any
 
 from trunkline.actors import Actor, BatchActor, Call
 from trunkline.backends.adapter import Adapter, Operation
+from trunkline.backends.thread import WorkerThread
 from trunkline.errors import StoreUnavailable, TrunklineError
 
 __all__ = ("Conflict", "ConnectionLost", "DirectWorker", "ThreadWorker", "run_operation")
-
-R = TypeVar("R")
 
 
 class ConnectionLost(StoreUnavailable):
@@ -83,25 +78,26 @@ class ThreadWorker(BatchActor):
         self._timeout = timeout_ms / 1000
         self._restarted = restarted
         self._is_open = False
-        # Not anyio's default limiter: the program's own threads must not hold up a store.
-        self._limiter = anyio.CapacityLimiter(1)
-        # An event loop that is torn down leaves the thread to itself; closing must wait for it.
-        self._turn = threading.Lock()
 
     async def on_start(self) -> None:
+        self._thread = WorkerThread(f"trunkline: {type(self._adapter).__name__}")
         try:
-            await self._in_thread(self._open)
-        except StoreUnavailable:
-            if not self._restarted:
+            await self._thread.run(self._open)
+        except BaseException as error:
+            if not (self._restarted and isinstance(error, StoreUnavailable)):
+                self._thread.stop()
                 raise
 
     async def on_stop(self) -> None:
-        await self._in_thread(self._adapter.close)
+        try:
+            await self._thread.run(self._adapter.close)
+        finally:
+            self._thread.stop()
 
     async def handle_batch(self, calls: Sequence[Call]) -> None:
         deadline = monotonic() + self._timeout
         operations: list[Operation] = [call.args[0] for call in calls]
-        failure = await self._in_thread(self._run_batch, operations)
+        failure = await self._thread.run(self._run_batch, operations)
         if failure is not None:
             await self._run_singly(calls, failure, deadline)
         for call in calls:
@@ -121,21 +117,14 @@ class ThreadWorker(BatchActor):
                 # Nobody waits any more for those that are left, and others wait behind them.
                 _fail_all(operations[index:], _no_time_left(failure))
                 return
-            await self._in_thread(self._run_alone, operations[index], deadline)
+            await self._thread.run(self._run_alone, operations[index], deadline)
             _reply(call)
             error = operations[index].error
             if isinstance(error, ConnectionLost):
                 _fail_all(operations[index + 1 :], error)
                 return
 
-    async def _in_thread(self, function: Callable[..., R], *args: Any) -> R:
-        return await to_thread.run_sync(self._in_turn, function, args, limiter=self._limiter)
-
     # -- in the thread ---------------------------------------------------------------------------
-
-    def _in_turn(self, function: Callable[..., R], args: tuple[Any, ...]) -> R:
-        with self._turn:
-            return function(*args)
 
     def _open(self) -> None:
         self._adapter.open()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from trunkline.backends.adapter import Operation
-from trunkline.backends.sql import AdvisoryLocks, Database, upsert
+from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.fsm.adapter import Place, Record, Step
 from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
 
@@ -45,11 +45,6 @@ def _create(connection: sa.Connection) -> None:
 
 MIGRATIONS = (_create,)
 
-# By bot, since SQLite would scan the table for pairs of names and keys.
-_READ = sa.select(records).where(
-    records.c.bot_name == sa.bindparam("bot_name"),
-    records.c.key.in_(sa.bindparam("keys", expanding=True)),
-)
 # Without the empty rows of `_lock`, of which nobody has to hear.
 _OVER = records.c.expires_at_ms.between(1, sa.bindparam("now"))
 
@@ -120,7 +115,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         if not self.database.is_sqlite:
             statement = statement.with_for_update(skip_locked=True)
         found = self.database.connection.execute(statement, {"now": self._clock()}).all()
-        swept = [(_place(row), _kept(row).record) for row in found]
+        swept = [(Place(row[0], row[1]), _kept(row).record) for row in found]
         if swept:
             self._remove(place for place, _ in swept)
         return swept
@@ -158,22 +153,15 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
             self.database.connection.execute(_LOCK, [_row(place, empty) for place in ordered])
 
     def _select(self, places: Iterable[Place]) -> dict[Place, Kept | None]:
-        keys: dict[str, list[str]] = {}
-        for place in places:
-            keys.setdefault(place.bot_name, []).append(place.key)
-        found: dict[Place, Kept | None] = {}
-        for bot_name in keys:
-            names = {"bot_name": bot_name, "keys": keys[bot_name]}
-            rows = self.database.connection.execute(_READ, names)
-            found.update((_place(row), _kept(row)) for row in rows)
-        return found
+        keys = [(place.bot_name, place.key) for place in places]
+        return {Place(row[0], row[1]): _kept(row) for row in self.database.find(records, keys)}
 
     def _write_changed(self) -> None:
         assert self._batch is not None
         kept = {place: self._batch[place] for place in self._changed}
         rows = [_row(place, one) for place, one in kept.items() if one is not None]
         if rows:
-            self.database.connection.execute(upsert(records, sqlite=self.database.is_sqlite), rows)
+            self.database.upsert(records, rows)
         removed = [place for place, one in kept.items() if one is None]
         if not self.database.is_sqlite:
             # The empty rows that were put to be locked, where nothing came of it.
@@ -194,13 +182,12 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         )
 
 
-def _place(row: Any) -> Place:
-    return Place(row.bot_name, row.key)
-
-
 def _kept(row: Any) -> Kept:
-    fields = msgspec.msgpack.decode(row.fields, type=dict[bytes, bytes])
-    return Kept(Record(Step(row.flow, row.state), fields), row.expires_at_ms)
+    _, _, flow, state, fields, expires_at_ms = row
+    return Kept(Record(Step(flow, state), _decode_fields(fields)), expires_at_ms)
+
+
+_decode_fields = msgspec.msgpack.Decoder(dict[bytes, bytes]).decode
 
 
 def _row(place: Place, kept: Kept) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends import Conflict
-from trunkline.backends.sql import Database, insert_if_absent, upsert
+from trunkline.backends.sql import Database, Result
 from trunkline.errors import AlreadyBound, NotFound
 from trunkline.persistence.adapter import (
     KINDS,
@@ -114,16 +114,13 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             statement = statement.where(rooms.c.type == room_type)
         if after is not None:
             statement = statement.where(rooms.c.id > after)
-        return self._all(Room, statement)
+        return self._all_of_new(Room, statement)
 
     # -- participants ----------------------------------------------------------------------------
 
     def save_participant(self, participant: Participant) -> Participant:
         self._upsert(participants, _participant_row(participant))
-        external = participant_external_ids.c
-        stale = sa.delete(participant_external_ids).where(external.participant_id == participant.id)
-        removed = self._execute(stale.returning(external.channel, external.external_id))
-        held = {(row.channel, row.external_id) for row in removed}
+        held = self._take_external_ids(participant.id)
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
         for channel, external_id in sorted(held - ids):
             self._promote_holder(channel, external_id)
@@ -140,15 +137,10 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         )
 
     def delete_participant(self, participant_id: str) -> None:
-        external = participant_external_ids.c
-        held = self._execute(
-            sa.delete(participant_external_ids)
-            .where(external.participant_id == participant_id)
-            .returning(external.channel, external.external_id)
-        ).all()
+        held = self._take_external_ids(participant_id)
         self._execute(_delete_by_id(participants), {"id": participant_id})
-        for row in held:
-            self._promote_holder(row.channel, row.external_id)
+        for channel, external_id in sorted(held):
+            self._promote_holder(channel, external_id)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
@@ -157,14 +149,13 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         found = self._first(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
         if found is not None:
             return found
-        insert = self._insert_if_absent(participants)
-        if self._execute(insert, _participant_row(candidate)).rowcount == 0:
+        if not self.database.insert_if_absent(participants, _participant_row(candidate)):
             known = self.get_participant(candidate.id)
             ids = {**known.external_ids, channel: candidate.external_ids[channel]}
             self.save_participant(replace(known, external_ids=ids))
             return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
         row = {**key, "participant_id": candidate.id, "holder": 1}
-        if self._execute(self._insert_if_absent(participant_external_ids), row).rowcount == 1:
+        if self.database.insert_if_absent(participant_external_ids, row):
             for other, value in candidate.external_ids.items():
                 if other != channel:
                     self._add_external_id(candidate.id, other, str(value))
@@ -173,6 +164,11 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         self._execute(_delete_by_id(participants), {"id": candidate.id})
         return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
 
+    def _take_external_ids(self, participant_id: str) -> set[tuple[str, str]]:
+        """Delete the external ids of a participant; which they were."""
+        rows = self._execute(_TAKE_EXTERNAL_IDS, {"participant_id": participant_id}).fetchall()
+        return {(channel, external_id) for channel, external_id in rows}
+
     def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
         row: dict[str, Any] = {
             "participant_id": participant_id,
@@ -180,21 +176,14 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             "external_id": external_id,
             "holder": 1,
         }
-        if self._execute(self._insert_if_absent(participant_external_ids), row).rowcount == 0:
-            self._execute(sa.insert(participant_external_ids), {**row, "holder": None})
+        if not self.database.insert_if_absent(participant_external_ids, row):
+            self._execute(_ADD_EXTERNAL_ID, {**row, "holder": None})
 
     def _promote_holder(self, channel: str, external_id: str) -> None:
         """Let the next participant that was saved with this external id be the one it finds."""
-        external = participant_external_ids.c
-        same = (external.channel == channel) & (external.external_id == external_id)
-        if self._execute(sa.select(external.holder).where(same, external.holder == 1)).first():
-            return
-        heir = sa.select(sa.func.min(external.participant_id)).where(same).scalar_subquery()
-        self._execute(
-            sa.update(participant_external_ids)
-            .where(same, external.participant_id == heir)
-            .values(holder=1)
-        )
+        key = {"of_channel": channel, "of_id": external_id}
+        if self._value(_HOLDER, key) is None:
+            self._execute(_PROMOTE_FIRST, key)
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -235,9 +224,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
 
     def _instant(self, room_id: str, message_id: str) -> int:
         """When a message of a room was inserted, in microseconds."""
-        instant: int | None = self._execute(
-            _INSTANT, {"room_id": room_id, "id": message_id}
-        ).scalar()
+        instant: int | None = self._value(_INSTANT, {"room_id": room_id, "id": message_id})
         if instant is None:
             raise NotFound(f"no message {message_id!r} in room {room_id!r}")
         return instant
@@ -303,7 +290,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         )
         if status is not None:
             statement = statement.where(threads.c.status == status)
-        return self._all(Thread, statement)
+        return self._all_of_new(Thread, statement)
 
     # -- bindings --------------------------------------------------------------------------------
 
@@ -312,8 +299,8 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         found = self._first(Room, _ROOM_BY_BINDING, row)
         if found is not None:
             return found
-        made = self._execute(self._insert_if_absent(rooms), _room_row(candidate)).rowcount == 1
-        if self._execute(self._insert_if_absent(room_bindings), row).rowcount == 1:
+        made = self.database.insert_if_absent(rooms, _room_row(candidate))
+        if self.database.insert_if_absent(room_bindings, row):
             return candidate if made else self.get_room(candidate.id)
         self._require_new_binding(binding)
         # Another process was faster; its row is committed, since the insert waited for it.
@@ -332,7 +319,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
     def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
         row = _binding_row(binding)
         try:
-            if self._execute(self._insert_if_absent(room_bindings), row).rowcount == 1:
+            if self.database.insert_if_absent(room_bindings, row):
                 return binding
         except IntegrityError:
             raise NotFound(f"no Room {binding.room_id!r}") from None
@@ -374,7 +361,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
                 statement = statement.join(participant_external_ids).where(
                     external.channel == query.channel, external.external_id == query.external_id
                 )
-            return self._all(Participant, statement)
+            return self._all_of_new(Participant, statement)
         statement = self._directory(rooms, query)
         if query.external_id is not None:
             statement = statement.join(room_bindings).where(
@@ -382,7 +369,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
                 room_bindings.c.bridge_id == query.bridge_id,
                 room_bindings.c.external_room_id == query.external_id,
             )
-        return self._all(Room, statement)
+        return self._all_of_new(Room, statement)
 
     def _directory(self, table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:
         statement = sa.select(table.c.document).order_by(table.c.id)
@@ -401,7 +388,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         return flow
 
     def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
-        document = self._execute(_by_id(onboarding_flows), {"id": onboarding_id}).scalar()
+        document = self._value(_by_id(onboarding_flows), {"id": onboarding_id})
         if document is None:
             raise NotFound(f"no onboarding flow {onboarding_id!r}")
         return msgspec.json.decode(document, type=OnboardingFlow)
@@ -423,7 +410,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         statement = sa.select(bridge_configs.c.document).order_by(bridge_configs.c.id)
         if enabled is not None:
             statement = statement.where(bridge_configs.c.enabled == enabled)
-        return self._all(BridgeConfig, statement)
+        return self._all_of_new(BridgeConfig, statement)
 
     def delete_bridge_config(self, bridge_id: str) -> None:
         self._delete(bridge_configs, {"id": bridge_id}, f"no BridgeConfig {bridge_id!r}")
@@ -466,7 +453,7 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         )
         if status is not None:
             statement = statement.where(ingress_subscriptions.c.status == status)
-        return self._all(IngressSubscription, statement)
+        return self._all_of_new(IngressSubscription, statement)
 
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
         self._delete(
@@ -480,13 +467,12 @@ class SQLPersistenceAdapter(PersistenceAdapter):
     def save_inbound(self, inbound: Inbound, binding: RoomBinding, channel: str) -> Inbound:
         if not self.database.is_sqlite:
             # Two processes may be given the same message at once; the second waits for the first.
-            lock = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))")
-            self._execute(lock, {"id": inbound.message.id})
+            self._execute(_LOCK_MESSAGE, {"id": inbound.message.id})
         return super().save_inbound(inbound, binding, channel)
 
     def counts(self) -> dict[str, int]:
         return {
-            kind: self._execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            kind: self.database.connection.execute(_count(table)).scalar_one()
             for kind, table in _TABLES.items()
         }
 
@@ -501,25 +487,32 @@ class SQLPersistenceAdapter(PersistenceAdapter):
             place = sa.tuple_(*columns)
             last = sa.tuple_(*(sa.literal(part) for part in after.split("\0")))
             statement = statement.where(place < last if newest_first else place > last)
-        rows = self._execute(statement).all()
+        rows = self.database.connection.execute(statement).all()
         return [
             ("\0".join(row[:-1]), msgspec.json.decode(row[-1], type=KINDS[kind])) for row in rows
         ]
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _execute(self, statement: Any, parameters: Any = None) -> sa.CursorResult[Any]:
-        return self.database.connection.execute(statement, parameters)
+    def _execute(self, statement: Any, parameters: Mapping[str, Any]) -> Result:
+        """Execute a statement that is made once."""
+        return self.database.execute(statement, parameters)
 
-    def _all(
-        self, kind: type[M], statement: Any, parameters: Mapping[str, Any] | None = None
-    ) -> list[M]:
-        return [
-            _load(kind, document) for document in self._execute(statement, parameters).scalars()
-        ]
+    def _all(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> list[M]:
+        return [_load(kind, row[0]) for row in self._execute(statement, parameters).fetchall()]
+
+    def _all_of_new(self, kind: type[M], statement: Any) -> list[M]:
+        """The models that a statement finds which was made for this call."""
+        rows = self.database.connection.execute(statement)
+        return [_load(kind, document) for document in rows.scalars()]
+
+    def _value(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
+        """The first column of the first row; `None` if there is no row."""
+        row = self._execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
 
     def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
-        document = self._execute(statement, parameters).scalar()
+        document = self._value(statement, parameters)
         return None if document is None else _load(kind, document)
 
     def _one(self, kind: type[M], statement: Any, parameters: Mapping[str, Any], missing: str) -> M:
@@ -536,16 +529,13 @@ class SQLPersistenceAdapter(PersistenceAdapter):
         return found
 
     def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
-        self._execute(upsert(table, sqlite=self.database.is_sqlite), list(rows))
+        self.database.upsert(table, rows)
 
     def _upsert_in_room(self, table: sa.Table, row: Mapping[str, Any]) -> None:
         try:
             self._upsert(table, row)
         except IntegrityError:
             raise NotFound(f"no Room {row['room_id']!r}") from None
-
-    def _insert_if_absent(self, table: sa.Table) -> Any:
-        return insert_if_absent(table, sqlite=self.database.is_sqlite)
 
     def _delete(self, table: sa.Table, key: Mapping[str, Any], missing: str) -> None:
         if self._execute(_delete_by_key(table), key).rowcount == 0:
@@ -558,6 +548,11 @@ class SQLPersistenceAdapter(PersistenceAdapter):
 @cache
 def _by_id(table: sa.Table) -> sa.Select[Any]:
     return sa.select(table.c.document).where(table.c.id == sa.bindparam("id"))
+
+
+@cache
+def _count(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(table)
 
 
 @cache
@@ -606,6 +601,31 @@ _PARTICIPANT_BY_EXTERNAL_ID = (
         participant_external_ids.c.holder == 1,
     )
 )
+
+_external = participant_external_ids.c
+_TAKE_EXTERNAL_IDS = (
+    sa.delete(participant_external_ids)
+    .where(_external.participant_id == sa.bindparam("participant_id"))
+    .returning(_external.channel, _external.external_id)
+)
+_ADD_EXTERNAL_ID = sa.insert(participant_external_ids)
+# SQLAlchemy takes a parameter with the name of a column for a new value of it.
+_same_external_id = (_external.channel == sa.bindparam("of_channel")) & (
+    _external.external_id == sa.bindparam("of_id")
+)
+_HOLDER = sa.select(_external.participant_id).where(_same_external_id, _external.holder == 1)
+_PROMOTE_FIRST = (
+    sa.update(participant_external_ids)
+    .where(
+        _same_external_id,
+        _external.participant_id
+        == sa.select(sa.func.min(_external.participant_id))
+        .where(_same_external_id)
+        .scalar_subquery(),
+    )
+    .values(holder=1)
+)
+_LOCK_MESSAGE = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))")
 
 
 @cache

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import sqlalchemy as sa
 
 from trunkline.backends.adapter import Operation
-from trunkline.backends.sql import AdvisoryLocks, Database, upsert
+from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
 
 __all__ = ("SQLSignalAdapter",)
-
-T = TypeVar("T")
 
 _metadata = sa.MetaData()
 
@@ -36,20 +32,9 @@ def _create(connection: sa.Connection) -> None:
 
 MIGRATIONS = (_create,)
 
-_NAME = sa.tuple_(entries.c.family, entries.c.id)
-_READ = sa.select(entries).where(_NAME.in_(sa.bindparam("names", expanding=True)))
-# SQLite would scan the table for pairs of names.
-_READ_FAMILY = sa.select(entries).where(
-    entries.c.family == sa.bindparam("family"),
-    entries.c.id.in_(sa.bindparam("ids", expanding=True)),
-)
 _DELETE = sa.delete(entries).where(
     entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
 )
-
-#: How many names a statement takes. Whatever has more is read in several:
-#: SQLite shows all of them the same instant.
-_NAMES_IN_SQLITE, _NAMES_IN_POSTGRES = 400, 30_000
 
 #: Any number, the same in every trunkline: commits among processes go one after another, since
 #: an entry that is not there cannot be locked.
@@ -93,20 +78,10 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         super().run_together(operations)
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
-        found = {}
-        for statement, parameters in self._reads(list(names)):
-            for row in self.database.connection.execute(statement, parameters):
-                found[KeyName(row.family, row.id)] = Versioned(row.version, bytes(row.value))
-        return found
-
-    def _reads(self, names: list[KeyName]) -> Iterator[tuple[sa.Select[Any], dict[str, Any]]]:
-        if not self.database.is_sqlite:
-            for part in _parts(names, _NAMES_IN_POSTGRES):
-                yield _READ, {"names": [tuple(name) for name in part]}
-            return
-        for family, group in groupby(sorted(names), key=attrgetter("family")):
-            for ids in _parts([name.id for name in group], _NAMES_IN_SQLITE):
-                yield _READ_FAMILY, {"family": family, "ids": ids}
+        rows = self.database.find(entries, names)
+        return {
+            KeyName(family, one): Versioned(version, value) for family, one, version, value in rows
+        }
 
     def commit(self, commit: Commit) -> bool:
         connection = self.database.connection
@@ -131,7 +106,7 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
                 row = {"family": family, "id": entry_id}
                 rows.append({**row, "version": commit.version, "value": value})
         if rows:
-            connection.execute(upsert(entries, sqlite=self.database.is_sqlite), rows)
+            self.database.upsert(entries, rows)
         if deleted and not commit.clear:
             connection.execute(_DELETE, deleted)
         return True
@@ -144,8 +119,3 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         family = entries.c.family
         statement = sa.select(family, sa.func.count()).group_by(family).order_by(family)
         return {row[0]: row[1] for row in self.database.connection.execute(statement)}
-
-
-def _parts(names: list[T], size: int) -> Iterator[list[T]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
