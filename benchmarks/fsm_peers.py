@@ -60,7 +60,7 @@ class FSM(NamedTuple):
 async def our_fsm(url: str) -> AsyncGenerator[FSM, None]:
     async with FSMStore(url) as store:
         await store.init(BOT)
-        yield await _begin_all(store, [(BOT, (user, user)) for user in USERS])
+        yield await _begin_all(store, lambda: [(BOT, (user, user)) for user in USERS])
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ async def aiogram_memory() -> AsyncGenerator[FSM, None]:
     What it keeps is what it was given, and not a copy: a list in the data changes with the
     caller's.
     """
-    yield await _begin_all(MemoryStorage(), _aiogram_keys())
+    yield await _begin_all(MemoryStorage(), _aiogram_keys)
 
 
 @asynccontextmanager
@@ -81,7 +81,7 @@ async def aiogram_redis(url: str) -> AsyncGenerator[FSM, None]:
     it refuses the others.
     """
     storage = RedisStorage.from_url(url, connection_kwargs={"max_connections": 1_024})
-    yield await _begin_all(storage, _aiogram_keys())
+    yield await _begin_all(storage, _aiogram_keys)
     await storage.close()
 
 
@@ -95,7 +95,7 @@ async def aiosqlite_fsm(path: Path) -> AsyncGenerator[FSM, None]:
     async with FSMStore(f"sqlite:///{path}"):
         pass  # makes the table
     async with connect(path) as connection:
-        yield await _begin_all(SQLiteFSM(connection), [(str(user),) for user in USERS])
+        yield await _begin_all(SQLiteFSM(connection), lambda: [(str(user),) for user in USERS])
 
 
 class SQLiteFSM:
@@ -137,17 +137,20 @@ class SQLiteFSM:
         return merged
 
 
-async def _begin_all(storage: FSMStore | BaseStorage | SQLiteFSM, keys: list[Any]) -> FSM:
-    """The acts of `storage`, after each dialogue was begun under its key."""
-    fsm = FSM(
-        Act(storage.set_state, [(*key, state) for state in STATES for key in keys]),
-        Act(storage.update_data, [(*key, data) for data in DATA for key in keys]),
-        Act(storage.get_state, keys),
-        Act(storage.get_data, keys),
-    )
-    for act in (fsm.set_state, fsm.update_data):
-        await Crowd(act.do, callers=16)(act.arguments[-len(keys) :])
+async def _begin_all(
+    storage: FSMStore | BaseStorage | SQLiteFSM, make_keys: Callable[[], list[Any]]
+) -> FSM:
+    """The acts of `storage`, after each dialogue was begun under its key.
+
+    An update brings a key of its own, equal to the one that its dialogue was begun with. With the
+    very same object a dictionary would not even compare them.
+    """
+    begun, keys = make_keys(), make_keys()
+    set_state = Act(storage.set_state, [(*key, state) for state in STATES for key in keys])
+    update_data = Act(storage.update_data, [(*key, data) for data in DATA for key in keys])
+    await Crowd(set_state.do, callers=16)([(*key, STATES[-1]) for key in begun])
+    await Crowd(update_data.do, callers=16)([(*key, DATA[-1]) for key in begun])
     state = await storage.get_state(*keys[0])
     assert getattr(state, "state", state) == STATES[-1], state
     assert await storage.update_data(*keys[0], {}) == DATA[-1]
-    return fsm
+    return FSM(set_state, update_data, Act(storage.get_state, keys), Act(storage.get_data, keys))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from contextlib import closing
+from contextlib import closing, nullcontext
+from types import MappingProxyType
 
 import anyio
 import pytest
-from hypothesis import given
+from anyio.lowlevel import checkpoint
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fsm.worker import BOT, KEY
@@ -16,6 +19,7 @@ from trunkline.errors import ConfigurationError, StoreUnavailable
 from trunkline.fsm import FSMAdapter
 from trunkline.fsm.adapter import Place, Record, Step
 from trunkline.fsm.memory import MemoryFSMAdapter
+from trunkline.fsm.sql import SQLFSMAdapter
 from trunkline.testing import ManualClock, crash
 
 SEVENTIES_MS = 10**9
@@ -105,7 +109,7 @@ def count_stored(url, request):
         return lambda _store: server.execute(count, database)[0][0]
     if url.startswith("sqlite"):
         return lambda _store: count_rows(url.removeprefix("sqlite:///"))
-    return lambda store: len(store._adapter._records)
+    return lambda store: len(store._adapter)
 
 
 def count_rows(path):
@@ -295,7 +299,8 @@ def test_a_sweep_in_memory_removes_what_is_over_and_nothing_else(steps):
             assert {place for place, _ in adapter.sweep(100)} == over
             for place in over:
                 del model[place]
-    assert adapter._records.keys() == model.keys()
+    assert len(adapter) == len(model)
+    assert all(adapter._read(place) is not None for place in model)
 
 
 def test_a_sweep_in_memory_removes_no_more_than_it_was_asked_to():
@@ -307,22 +312,156 @@ def test_a_sweep_in_memory_removes_no_more_than_it_was_asked_to():
     assert [len(adapter.sweep(4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
+# -- in memory ---------------------------------------------------------------------------------
+
+ODD_KEYS = [(1, 2), (True, 2), (1.0, 2), ("1", 2), (1, (2,)), 1, "1", None, True, (1, 2, None)]
+ODD_DATA = [
+    {},
+    {"x": 1},
+    {"x": "text", "y": None, "z": b"bytes"},
+    {"x": [1, [2]]},
+    {"x": ({"a": {1}},), "y": 2**70},
+    {"naïve": "☃"},
+    {1: "a", 0.0: "c", math.nan: "d"},
+    {True: "b", math.nan: "e"},
+    {"x": "\ud800"},
+    {"\ud800": 1},
+    {"x": object()},
+    {(1, 2): 3},
+    [("x", 1)],
+    MappingProxyType({"x": 5}),
+]
+ODD_STATES = [
+    "a",
+    "",
+    "with\nbreak",
+    "nul \0",
+    "\ud800",
+    None,
+    7,
+    FSMState("b", "flow", {"x": [1]}),
+]
+
+
+@given(
+    calls=st.lists(
+        st.one_of(
+            st.tuples(st.just("get_state"), st.sampled_from(ODD_KEYS)),
+            st.tuples(st.just("get_data"), st.sampled_from(ODD_KEYS)),
+            st.tuples(st.just("set_state"), st.sampled_from(ODD_KEYS), st.sampled_from(ODD_STATES)),
+            st.tuples(st.just("set_data"), st.sampled_from(ODD_KEYS), st.sampled_from(ODD_DATA)),
+            st.tuples(st.just("update_data"), st.sampled_from(ODD_KEYS), st.sampled_from(ODD_DATA)),
+            st.tuples(st.just("clear"), st.sampled_from(ODD_KEYS)),
+        ),
+        max_size=30,
+    ),
+    ttl_ms=st.sampled_from([None, 60_000]),
+)
+@settings(deadline=None)
+def test_the_short_way_in_memory_gives_what_the_long_way_gives(calls, ttl_ms):
+    async def outcome(store, call):
+        method, *arguments = call
+        try:
+            return repr(await getattr(store, method)(BOT, *arguments))
+        except ConfigurationError as error:
+            return repr(error)
+
+    async def main():
+        async with FSMStore("memory://") as short, FSMStore("memory://") as long:
+            long.tracing = lambda _name: nullcontext()
+            for store in (short, long):
+                await store.init(BOT, ttl_ms=ttl_ms)
+            for call in calls:
+                assert await outcome(short, call) == await outcome(long, call)
+
+    anyio.run(main)
+
+
+async def test_the_short_way_in_memory_is_taken_and_lets_other_tasks_run():
+    async with FSMStore("memory://") as store:
+        await store.init(BOT)
+        await store.set_state(BOT, KEY, "a")
+        (worker,) = store._writers
+        queued, beside = worker.queued_calls, 0
+
+        async def count():
+            nonlocal beside
+            while True:
+                beside += 1
+                await checkpoint()
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(count)
+            for _ in range(1_290):
+                await store.get_state(BOT, KEY)
+            task_group.cancel_scope.cancel()
+        assert worker.queued_calls - queued == 10
+        assert beside >= 10
+        assert store.stats().calls >= 1_290
+
+
+async def test_memory_does_not_grow_without_end():
+    told = []
+    async with FSMStore(adapter=MemoryFSMAdapter(max_conversations=3)) as store:
+        store.events.subscribe(told.append)
+        await store.init(BOT)
+        await store.init("other")
+        await store.set_state("other", KEY, "a")
+        for number in range(3):
+            await store.set_state(BOT, (number, 7), FSMState("a", "flow", {"number": number}))
+        await store.set_state(BOT, (0, 7), "b")
+        await store.update_data(BOT, (1, 7), {"y": 1})
+        await store.get_state(BOT, (2, 7))  # no change
+        await store.set_state(BOT, (3, 7), "a")
+        assert [event.key for event in told] == [(2, 7)]
+        assert told[0].state == FSMState("a", "flow", {"number": 2})
+        assert told[0].bot_name == BOT
+        assert await store.get_state(BOT, (2, 7)) is None
+        for number in range(100):
+            await store.set_state(BOT, (number, 8), "a")
+        assert len(store._adapter) == 4
+        assert await store.get_state("other", KEY) == FSMState("a")
+
+
+async def test_a_dropped_conversation_does_not_end_a_second_time():
+    clock, told = ManualClock(SEVENTIES_MS), []
+    adapter = MemoryFSMAdapter(clock, max_conversations=2)
+    async with FSMStore(adapter=adapter, clock=clock, sweep_interval_ms=1_000) as store:
+        store.events.subscribe(lambda event: told.append(event.key))
+        await store.init(BOT, ttl_ms=500)
+        for key in range(4):
+            await store.set_state(BOT, key, "a")
+        assert told == [0, 1]
+        await anyio.wait_all_tasks_blocked()
+        clock.advance_ms(1_000)
+        await anyio.wait_all_tasks_blocked()
+        assert told == [0, 1, 2, 3]
+        assert len(adapter) == 0
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True])
+def test_a_bound_is_a_positive_int(wrong):
+    with pytest.raises(ConfigurationError, match="max_conversations must be"):
+        MemoryFSMAdapter(max_conversations=wrong)
+
+
 # -- in SQL ------------------------------------------------------------------------------------
 
 
-async def test_a_conversation_is_found_by_an_index_and_not_by_looking_at_all(tmp_path):
-    from trunkline.fsm.sql import _READ
-
-    path = tmp_path / "bot.db"
-    async with FSMStore(f"sqlite:///{path}") as store:
-        await store.init(BOT)
-        await store.set_state(BOT, KEY, "a")
-    statement = _READ.params(bot_name=BOT, keys=["1", "2"]).compile(
-        compile_kwargs={"literal_binds": True}
-    )
-    with closing(sqlite3.connect(path)) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
-    assert [row[3].partition(" ")[0] for row in plan] == ["SEARCH"]
+def test_a_conversation_is_found_by_an_index_and_not_by_looking_at_all(tmp_path):
+    adapter = SQLFSMAdapter(f"sqlite:///{tmp_path / 'bot.db'}")
+    adapter.open()
+    seen = []
+    with adapter.transaction():
+        driver = adapter.database.connection.connection.dbapi_connection
+        driver.set_trace_callback(seen.append)
+        adapter.load(Place(BOT, "1"))
+        driver.set_trace_callback(None)
+        (statement,) = seen
+        plan = [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    adapter.close()
+    assert any(step.startswith("SEARCH one") for step in plan), plan
+    assert not any(step.startswith("SCAN one") for step in plan), plan
 
 
 async def test_of_two_updates_around_a_clear_one_sees_the_other(shared_url):

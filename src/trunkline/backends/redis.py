@@ -131,6 +131,8 @@ class RedisServer:
         ]
 
     def _translate(self, error: RedisError) -> Exception:
+        if isinstance(error, redis.TimeoutError):
+            return ConnectionLost(f"{self.shown_url}: no answer within {self._timeout_ms} ms")
         where = f"{self.shown_url}: {error}"
         if isinstance(error, _MISTAKES) or "DB index" in str(error):
             return ConfigurationError(where)

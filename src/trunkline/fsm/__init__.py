@@ -2,6 +2,7 @@
 
 from trunkline.fsm.adapter import FSMAdapter
 from trunkline.fsm.flows import Flow, FSMContext, InvalidTransition
+from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.fsm.state import FSMState
 from trunkline.fsm.store import ConversationExpired, FSMStore
 from trunkline.fsm.strategies import Chat, ChatTopic, ChatTopicUser, ChatUser, User
@@ -18,5 +19,6 @@ __all__ = (
     "FSMStore",
     "Flow",
     "InvalidTransition",
+    "MemoryFSMAdapter",
     "User",
 )

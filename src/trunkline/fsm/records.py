@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
 from msgspec.structs import replace
 
+from trunkline.backends.codec import Key, Unstorable, encode
+from trunkline.errors import ConfigurationError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 
-__all__ = ("Kept", "RecordFSMAdapter", "WallClock", "wall_clock_ms")
+__all__ = ("Kept", "RecordFSMAdapter", "WallClock", "encode_fields", "wall_clock_ms")
 
 #: Tells milliseconds since 1970. Not monotonic: times to live must survive a restart.
 WallClock: TypeAlias = Callable[[], int]
@@ -21,6 +23,29 @@ WallClock: TypeAlias = Callable[[], int]
 def wall_clock_ms() -> int:
     """The wall clock of the operating system, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def encode_fields(key: Key, data: object) -> Fields:
+    """Every name and value of a map, encoded: refused before anything changes, and a copy.
+
+    Args:
+        key: whose data it is, for the error.
+        data: a map of what `encode` takes.
+
+    Raises:
+        ConfigurationError: it is no map, or holds what cannot be stored.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(f"data of {key!r} is a map, not {type(data).__name__}")
+    fields = {}
+    for name, value in data.items():
+        try:
+            fields[encode(name)] = encode(value)
+        except Unstorable as error:
+            raise ConfigurationError(
+                f"data {name!r} of {key!r} cannot be stored: {error}"
+            ) from None
+    return fields
 
 
 class Kept(msgspec.Struct, frozen=True):

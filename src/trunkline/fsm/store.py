@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 from anyio.lowlevel import checkpoint
@@ -12,12 +12,12 @@ from anyio.lowlevel import checkpoint
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
 from trunkline.actors.policy import require_positive
-from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
-from trunkline.backends.codec import Key, Unstorable, decode, decode_key, encode, encode_key
+from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter, scheme_of
+from trunkline.backends.codec import Key, decode, decode_key, encode_key
 from trunkline.backends.text import text_problem
 from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
-from trunkline.fsm.records import WallClock, wall_clock_ms
+from trunkline.fsm.records import WallClock, encode_fields, wall_clock_ms
 from trunkline.fsm.state import FSMState
 from trunkline.observe import Event
 
@@ -36,7 +36,8 @@ _LONGEST_TTL_MS = 10**14
 class ConversationExpired(Event, frozen=True, kw_only=True):
     """An idle conversation has ended: its time to live is over, and it was removed.
 
-    One that began anew before it was removed is not told of.
+    One that began anew before it was removed is not told of. In memory it may also be the one that
+    was changed longest ago, which had to go because there were too many.
     """
 
     name: str = "expired"
@@ -53,8 +54,10 @@ class FSMStore(Store[FSMAdapter]):
     are different keys. `ChatUser` and the other strategies make keys out of updates.
 
     Args:
-        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…` or `memory://`.
-        adapter: an adapter of your own, instead of a URL.
+        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…`, or `memory://`, which
+            keeps the 100,000 conversations of each bot that were changed last.
+        adapter: an adapter of your own, instead of a URL, or
+            `MemoryFSMAdapter(max_conversations=…)`.
         clock: tells milliseconds since 1970, for times to live in memory and SQL databases. Redis
             and Valkey go by their own.
         sweep_interval_ms: how often expired conversations are removed and told of as
@@ -83,6 +86,18 @@ class FSMStore(Store[FSMAdapter]):
         >>> anyio.run(main)
         FSMState(state='get_name', flow='register', data={'name': 'Ada'})
     """
+
+    def __new__(
+        cls, url: str | None = None, *, adapter: FSMAdapter | None = None, **_options: Any
+    ) -> Self:
+        if cls is FSMStore:
+            from trunkline.fsm.memory import MemoryFSMAdapter, MemoryFSMStore
+
+            in_memory = isinstance(url, str) and scheme_of(url) == "memory"
+            if in_memory or isinstance(adapter, MemoryFSMAdapter):
+                # It does the same, in a tenth of the time.
+                return cast(Self, super().__new__(MemoryFSMStore))
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -127,7 +142,7 @@ class FSMStore(Store[FSMAdapter]):
         """Store a whole `FSMState`; a string or `None` changes the state alone."""
         place, ttl_ms = self._place(bot_name, key)
         if isinstance(state, FSMState):
-            record = Record(_step(state), _fields(key, state.data))
+            record = Record(_step(state), encode_fields(key, state.data))
             await self._write(place, FSMAdapter.save, place, record, ttl_ms)
         else:
             name = _text("state", state)
@@ -141,7 +156,7 @@ class FSMStore(Store[FSMAdapter]):
     async def set_data(self, bot_name: str, key: Key, data: Mapping[Any, Any]) -> None:
         """Replace the data. Where nothing is stored, the state is `None`."""
         place, ttl_ms = self._place(bot_name, key)
-        await self._write(place, FSMAdapter.set_data, place, _fields(key, data), ttl_ms)
+        await self._write(place, FSMAdapter.set_data, place, encode_fields(key, data), ttl_ms)
 
     async def update_data(self, bot_name: str, key: Key, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """Merge `data` into the data, name by name; the data after it.
@@ -150,7 +165,7 @@ class FSMStore(Store[FSMAdapter]):
         stored, the state is `None`.
         """
         place, ttl_ms = self._place(bot_name, key)
-        fields = _fields(key, data)
+        fields = encode_fields(key, data)
         merged = await self._write(place, FSMAdapter.update_data, place, fields, ttl_ms)
         return _data(merged)
 
@@ -190,7 +205,7 @@ class FSMStore(Store[FSMAdapter]):
             place,
             _step(expected),
             _step(state),
-            None if keep_data else _fields(key, state.data),
+            None if keep_data else encode_fields(key, state.data),
             ttl_ms,
         )
         return None if standing is None else FSMState(standing.state, standing.flow)
@@ -237,15 +252,8 @@ class FSMStore(Store[FSMAdapter]):
 
     async def _sweep(self) -> int:
         swept = await self._write(None, FSMAdapter.sweep, _SWEEP_LIMIT)
-        if self.events.subscribers:
-            for place, record in swept:
-                event = ConversationExpired(
-                    instance=self.name,
-                    bot_name=place.bot_name,
-                    key=decode_key(place.key),
-                    state=_state(record),
-                )
-                self.events.publish(event)
+        for place, record in swept:
+            self._tell_of_end(place, record)
         return len(swept)
 
     def _place(self, bot_name: str, key: Key) -> tuple[Place, int | None]:
@@ -256,6 +264,16 @@ class FSMStore(Store[FSMAdapter]):
                 f"bot {bot_name!r} was not initialised: await store.init({bot_name!r}) first"
             ) from None
         return Place(bot_name, encode_key(key)), ttl_ms
+
+    def _tell_of_end(self, place: Place, record: Record) -> None:
+        if self.events.subscribers:
+            event = ConversationExpired(
+                instance=self.name,
+                bot_name=place.bot_name,
+                key=decode_key(place.key),
+                state=_state(record),
+            )
+            self.events.publish(event)
 
 
 def _open_memory(_url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
@@ -298,21 +316,6 @@ def _text(name: str, value: object) -> Any:
 
 def _step(state: FSMState) -> Step:
     return Step(_text("flow", state.flow), _text("state", state.state))
-
-
-def _fields(key: Key, data: object) -> Fields:
-    """Every name and value of a map, encoded: refused before anything changes, and a copy."""
-    if not isinstance(data, Mapping):
-        raise ConfigurationError(f"data of {key!r} is a map, not {type(data).__name__}")
-    fields = {}
-    for name, value in data.items():
-        try:
-            fields[encode(name)] = encode(value)
-        except Unstorable as error:
-            raise ConfigurationError(
-                f"data {name!r} of {key!r} cannot be stored: {error}"
-            ) from None
-    return fields
 
 
 def _data(fields: Fields) -> dict[Any, Any]:
