@@ -98,7 +98,8 @@ class Store(Service, Generic[AdapterT]):
         worker = min(workers, key=_mailbox_depth) if len(workers) > 1 else _only(self, workers)
         if worker.local_turns and self.tracing is None:
             return self._run_at_once(worker, method, args, kwargs)
-        result: R = await self._ask(worker, method, args, kwargs)
+        ask = self._ask if self.tracing is None else self._ask_traced
+        result: R = await ask(worker, method, args, kwargs)
         return result
 
     async def _write(
@@ -118,7 +119,8 @@ class Store(Service, Generic[AdapterT]):
         )
         if worker.local_turns and self.tracing is None:
             return self._run_at_once(worker, method, args, kwargs)
-        result: R = await self._ask(worker, method, args, kwargs)
+        ask = self._ask if self.tracing is None else self._ask_traced
+        result: R = await ask(worker, method, args, kwargs)
         return result
 
     def _run_at_once(
@@ -156,17 +158,10 @@ class Store(Service, Generic[AdapterT]):
 
     async def _ask_locker(self, method: Callable[..., Any], *args: Any) -> Any:
         assert self._locker is not None
-        return await self._ask(self._locker, method, args, {})
+        ask = self._ask if self.tracing is None else self._ask_traced
+        return await ask(self._locker, method, args, {})
 
     async def _ask(
-        self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        if self.tracing is None:
-            return await self._call(worker, method, args, kwargs)
-        with self.tracing(method.__name__):
-            return await self._call(worker, method, args, kwargs)
-
-    async def _call(
         self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         operation = Operation(method.__name__, args, kwargs)
@@ -175,6 +170,13 @@ class Store(Service, Generic[AdapterT]):
             return await worker.call(handler, operation)
         except (ActorStopped, CallTimeout) as error:
             raise StoreUnavailable(str(error)) from error
+
+    async def _ask_traced(
+        self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        assert self.tracing is not None
+        with self.tracing(method.__name__):
+            return await self._ask(worker, method, args, kwargs)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Self
 
 from trunkline.backends.adapter import Operation
@@ -38,12 +39,9 @@ end
 """
 
 _LOAD = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-return {
-    redis.call('HGET', KEYS[1], 'flow') or '',
-    redis.call('HGET', KEYS[1], 'state') or '',
-    redis.call('HGETALL', KEYS[2]),
-}
+local step = redis.call('HMGET', KEYS[1], 'x', 'flow', 'state')
+if not step[1] then return false end
+return {step[2] or '', step[3] or '', redis.call('HGETALL', KEYS[2])}
 """
 
 #: ttl, flow, state, then names and values.
@@ -328,7 +326,7 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
 
 def _keys(place: Place) -> list[str]:
     # The braces keep both keys in one slot of a cluster.
-    name = f"trunkline:fsm:{{{json.dumps([place.bot_name, place.key])}}}"
+    name = f"trunkline:fsm:{{[{_quoted(place.bot_name)}, {_quoted(place.key)}]}}"
     return [f"{name}:step", f"{name}:data"]
 
 
