@@ -33,7 +33,14 @@ except ModuleNotFoundError:
         "redis:// and valkey:// need redis: pip install 'trunkline[redis]'"
     ) from None
 
-__all__ = ("LeaseLocks", "RedisServer", "ScriptCall", "optional", "text_or_none")
+__all__ = ("Command", "LeaseLocks", "RedisServer", "ScriptCall", "optional", "text_or_none")
+
+
+class Command(NamedTuple):
+    """A command of the server's own, with its arguments."""
+
+    name: str
+    arguments: Sequence[Any]
 
 
 class ScriptCall(NamedTuple):
@@ -101,15 +108,15 @@ class RedisServer:
         """Let go of the connection."""
         self._client.close()
 
-    def call(self, call: ScriptCall) -> Any:
-        """Run one script; what it returned."""
+    def call(self, call: Command | ScriptCall) -> Any:
+        """Run one command or script; what it returned."""
         result = self.call_all([call])[0]
         if isinstance(result, Exception):
             raise result
         return result
 
-    def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """Run scripts in one round trip, in their order.
+    def call_all(self, calls: Sequence[Command | ScriptCall]) -> list[Any]:
+        """Run commands and scripts in one round trip, in their order.
 
         Returns:
             What each returned, or the error in the place of one that failed.
@@ -164,14 +171,18 @@ def _reply(connection: Any) -> Any:
         return error
 
 
-def _packed(call: ScriptCall) -> bytes:
-    """The EVAL of a script as it goes over the wire: an array of bulk strings (RESP).
+def _packed(call: Command | ScriptCall) -> bytes:
+    """A command as it goes over the wire: an array of bulk strings (RESP).
 
-    It goes with its text, and not by its digest: a server that was started anew knows no script,
+    A script goes with its text, and not by its digest: a server that was started anew knows none,
     and to send some calls again would change their order.
     """
-    parts = [*call.keys, *call.arguments]
-    packed = [_packed_head(call.script, len(call.keys), len(parts))]
+    if isinstance(call, ScriptCall):
+        parts = [*call.keys, *call.arguments]
+        packed = [_packed_head(len(parts), "EVAL", call.script, len(call.keys))]
+    else:
+        parts = [*call.arguments]
+        packed = [_packed_head(len(parts), call.name)]
     for part in parts:
         raw = part if type(part) is bytes else str(part).encode()
         packed.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
@@ -179,10 +190,11 @@ def _packed(call: ScriptCall) -> bytes:
 
 
 @lru_cache(maxsize=1_024)
-def _packed_head(script: str, keys: int, parts: int) -> bytes:
-    head = [b"EVAL", script.encode(), b"%d" % keys]
-    bulk = b"".join(b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in head)
-    return b"*%d\r\n%b" % (len(head) + parts, bulk)
+def _packed_head(more: int, *head: str | int) -> bytes:
+    """The parts of a command that are the same in many, before `more` others."""
+    raws = [str(one).encode() for one in head]
+    bulk = b"".join(b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws)
+    return b"*%d\r\n%b" % (len(raws) + more, bulk)
 
 
 def _check(url: str) -> None:
@@ -257,6 +269,6 @@ def optional(value: str | None) -> str:
     return "" if value is None else f"={value}"
 
 
-def text_or_none(raw: bytes) -> str | None:
+def text_or_none(raw: bytes | None) -> str | None:
     """What `optional` was given."""
     return raw[1:].decode() if raw else None

@@ -1,15 +1,16 @@
-"""The fsm on Redis or Valkey: two hashes a conversation, every operation one script."""
+"""The fsm on Redis or Valkey: a hash a conversation, every change of it one script."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from json.encoder import encode_basestring_ascii as _quoted
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Self
 
 from trunkline.backends.adapter import Operation
 from trunkline.backends.redis import (
+    Command,
     LeaseLocks,
     RedisServer,
     ScriptCall,
@@ -21,38 +22,36 @@ from trunkline.fsm.records import Kept
 
 __all__ = ("RedisFSMAdapter",)
 
-# KEYS[1] is a hash with the step: its field `x` is always there, `flow` and `state` where they are
-# not None. KEYS[2] is a hash with the data, a field a name. Both expire together.
+# KEYS[1] is a hash. Its field `x` is always there, `flow` and `state` where they are not None, and
+# those of the data begin with a dot, which the names in ARGV have already.
 _HEAD = """
 local function live(ttl)
-    for _, key in ipairs(KEYS) do
-        if ttl == '' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ttl) end
-    end
+    if ttl == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ttl) end
 end
 local function put(field, value)
     if value == '' then redis.call('HDEL', KEYS[1], field)
-    else redis.call('HSET', KEYS[1], field, value) end
+    else redis.call('HSET', KEYS[1], 'x', 1, field, value) end
 end
 local function put_fields(first)
-    for i = first, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+    -- Lua takes some 8,000 values from a table at once.
+    for i = first, #ARGV, 1000 do
+        redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+    end
 end
-"""
-
-_LOAD = """
-local step = redis.call('HMGET', KEYS[1], 'x', 'flow', 'state')
-if not step[1] then return false end
-return {step[2] or '', step[3] or '', redis.call('HGETALL', KEYS[2])}
+local function replace(flow, state, first)
+    redis.call('DEL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'x', 1)
+    if flow and flow ~= '' then redis.call('HSET', KEYS[1], 'flow', flow) end
+    if state and state ~= '' then redis.call('HSET', KEYS[1], 'state', state) end
+    put_fields(first)
+end
 """
 
 #: ttl, flow, state, then names and values.
 _SAVE = (
     _HEAD
     + """
-redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('HSET', KEYS[1], 'x', 1)
-put('flow', ARGV[2])
-put('state', ARGV[3])
-put_fields(4)
+replace(ARGV[2], ARGV[3], 4)
 live(ARGV[1])
 """
 )
@@ -61,7 +60,7 @@ live(ARGV[1])
 _SET_STATE = (
     _HEAD
     + """
-redis.call('HSET', KEYS[1], 'x', 1)
+if ARGV[2] == '' then redis.call('HSET', KEYS[1], 'x', 1) end
 put('state', ARGV[2])
 live(ARGV[1])
 """
@@ -71,9 +70,8 @@ live(ARGV[1])
 _SET_DATA = (
     _HEAD
     + """
-redis.call('HSET', KEYS[1], 'x', 1)
-redis.call('DEL', KEYS[2])
-put_fields(2)
+local step = redis.call('HMGET', KEYS[1], 'flow', 'state')
+replace(step[1], step[2], 2)
 live(ARGV[1])
 """
 )
@@ -85,27 +83,23 @@ _UPDATE_DATA = (
 redis.call('HSET', KEYS[1], 'x', 1)
 put_fields(2)
 live(ARGV[1])
-return redis.call('HGETALL', KEYS[2])
+return redis.call('HGETALL', KEYS[1])
 """
 )
-
-_CLEAR = """
-return redis.call('DEL', KEYS[1], KEYS[2])
-"""
 
 #: ttl, expected flow and state, new flow and state, whether to replace the data, then that.
 _COMPARE_AND_SET = (
     _HEAD
     + """
-local flow = redis.call('HGET', KEYS[1], 'flow') or ''
-local state = redis.call('HGET', KEYS[1], 'state') or ''
+local step = redis.call('HMGET', KEYS[1], 'flow', 'state')
+local flow, state = step[1] or '', step[2] or ''
 if flow ~= ARGV[2] or state ~= ARGV[3] then return {flow, state} end
-redis.call('HSET', KEYS[1], 'x', 1)
-put('flow', ARGV[4])
-put('state', ARGV[5])
 if ARGV[6] == '1' then
-    redis.call('DEL', KEYS[2])
-    put_fields(7)
+    replace(ARGV[4], ARGV[5], 7)
+else
+    redis.call('HSET', KEYS[1], 'x', 1)
+    put('flow', ARGV[4])
+    put('state', ARGV[5])
 end
 live(ARGV[1])
 return false
@@ -113,7 +107,8 @@ return false
 )
 
 
-_PATTERN = "trunkline:fsm:{*}:step"
+_PREFIX = "trunkline:fsm:["
+_PATTERN = "trunkline:fsm:\\[*"
 
 #: Cursor, pattern, whether to give the data: the next cursor, and the records of this page.
 _SCAN = """
@@ -126,16 +121,18 @@ for _, key in ipairs(page[2]) do
     if ttl ~= -2 then
         local fields, ends = {}, ''
         if ARGV[3] == '1' then
-            fields = redis.call('HGETALL', string.sub(key, 1, -5) .. 'data')
+            fields = redis.call('HGETALL', key)
+        else
+            for _, name in ipairs({'flow', 'state'}) do
+                local value = redis.call('HGET', key, name)
+                if value then
+                    fields[#fields + 1] = name
+                    fields[#fields + 1] = value
+                end
+            end
         end
         if ttl >= 0 then ends = string.format('%.0f', now + ttl) end
-        found[#found + 1] = {
-            key,
-            redis.call('HGET', key, 'flow') or '',
-            redis.call('HGET', key, 'state') or '',
-            fields,
-            ends,
-        }
+        found[#found + 1] = {key, fields, ends}
     end
 end
 return {page[1], found}
@@ -145,14 +142,8 @@ return {page[1], found}
 _RESTORE = (
     _HEAD
     + """
-redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('HSET', KEYS[1], 'x', 1)
-put('flow', ARGV[2])
-put('state', ARGV[3])
-put_fields(4)
-if ARGV[1] ~= '' then
-    for _, key in ipairs(KEYS) do redis.call('PEXPIREAT', key, ARGV[1]) end
-end
+replace(ARGV[2], ARGV[3], 4)
+if ARGV[1] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
 """
 )
 
@@ -165,15 +156,13 @@ return found
 #: Cursor, pattern: the next cursor.
 _ERASE = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
-for _, key in ipairs(page[2]) do
-    redis.call('DEL', key, string.sub(key, 1, -5) .. 'data')
-end
+for _, key in ipairs(page[2]) do redis.call('DEL', key) end
 return page[1]
 """
 
 
 class RedisFSMAdapter(LeaseLocks, FSMAdapter):
-    """Records in two hashes each; the server lets them expire by itself, without telling.
+    """Records in a hash each; the server lets them expire by itself, without telling.
 
     Args:
         url: `redis://…` or `valkey://…`.
@@ -197,7 +186,7 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
         self.server.close()
 
     def run_together(self, operations: Sequence[Operation]) -> None:
-        """Every operation is a script of its own: one that fails has done nothing to the others."""
+        """Every operation is a call of its own: one that fails has done nothing to the others."""
         if any(one.method not in _READ for one in operations):
             super().run_together(operations)
             return
@@ -253,21 +242,15 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
             cursor, found = self.server.call(ScriptCall(_SCAN, [], arguments))
             if found:
                 yield [
-                    (
-                        _place(name),
-                        Kept(
-                            Record(Step(text_or_none(flow), text_or_none(state)), _fields(fields)),
-                            int(end) if end else None,
-                        ),
-                    )
-                    for name, flow, state, fields, end in found
+                    (_place(name), Kept(_existing(fields), int(end) if end else None))
+                    for name, fields, end in found
                 ]
             if cursor == b"0":
                 return
 
     def present(self, places: Collection[Place]) -> set[Place]:
         """Those of `places` where there is a record."""
-        found = self.server.call(ScriptCall(_EXIST, [_keys(place)[0] for place in places]))
+        found = self.server.call(ScriptCall(_EXIST, [_key(place) for place in places]))
         return {place for place, is_there in zip(places, found, strict=True) if is_there}
 
     def restore(self, page: Sequence[tuple[Place, Kept]]) -> None:
@@ -276,7 +259,7 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
         for place, kept in page:
             step, end = kept.record.step, kept.expires_at_ms
             head = ["" if end is None else end, optional(step.flow), optional(step.state)]
-            calls.append(ScriptCall(_RESTORE, _keys(place), [*head, *_flat(kept.record.fields)]))
+            calls.append(ScriptCall(_RESTORE, [_key(place)], [*head, *_flat(kept.record.fields)]))
         for result in self.server.call_all(calls):
             if isinstance(result, Exception):
                 raise result
@@ -289,27 +272,27 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
             if cursor == b"0":
                 return
 
-    # -- each operation as a script ----------------------------------------------------------------
+    # -- each operation as one call ----------------------------------------------------------------
 
-    def _load(self, place: Place) -> ScriptCall:
-        return ScriptCall(_LOAD, _keys(place))
+    def _load(self, place: Place) -> Command:
+        return Command("HGETALL", [_key(place)])
 
     def _save(self, place: Place, record: Record, ttl_ms: int | None) -> ScriptCall:
         step = record.step
         head = [_ttl(ttl_ms), optional(step.flow), optional(step.state)]
-        return ScriptCall(_SAVE, _keys(place), [*head, *_flat(record.fields)])
+        return ScriptCall(_SAVE, [_key(place)], [*head, *_flat(record.fields)])
 
     def _set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_SET_STATE, _keys(place), [_ttl(ttl_ms), optional(state)])
+        return ScriptCall(_SET_STATE, [_key(place)], [_ttl(ttl_ms), optional(state)])
 
     def _set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_SET_DATA, _keys(place), [_ttl(ttl_ms), *_flat(fields)])
+        return ScriptCall(_SET_DATA, [_key(place)], [_ttl(ttl_ms), *_flat(fields)])
 
     def _update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_UPDATE_DATA, _keys(place), [_ttl(ttl_ms), *_flat(fields)])
+        return ScriptCall(_UPDATE_DATA, [_key(place)], [_ttl(ttl_ms), *_flat(fields)])
 
-    def _clear(self, place: Place) -> ScriptCall:
-        return ScriptCall(_CLEAR, _keys(place))
+    def _clear(self, place: Place) -> Command:
+        return Command("DEL", [_key(place)])
 
     def _compare_and_set(
         self,
@@ -321,19 +304,17 @@ class RedisFSMAdapter(LeaseLocks, FSMAdapter):
     ) -> ScriptCall:
         steps = [optional(text) for one in (expected, step) for text in (one.flow, one.state)]
         data = ["0"] if fields is None else ["1", *_flat(fields)]
-        return ScriptCall(_COMPARE_AND_SET, _keys(place), [_ttl(ttl_ms), *steps, *data])
+        return ScriptCall(_COMPARE_AND_SET, [_key(place)], [_ttl(ttl_ms), *steps, *data])
 
 
-def _keys(place: Place) -> list[str]:
-    # The braces keep both keys in one slot of a cluster.
-    name = f"trunkline:fsm:{{[{_quoted(place.bot_name)}, {_quoted(place.key)}]}}"
-    return [f"{name}:step", f"{name}:data"]
+def _key(place: Place) -> str:
+    return f"{_PREFIX}{quoted(place.bot_name)}, {quoted(place.key)}]"
 
 
-def _place(name: bytes) -> Place:
-    """Where the record is whose step is kept under `name`."""
-    bot_name, key = json.loads(name.partition(b"{")[2].removesuffix(b"}:step"))
-    return Place(bot_name, key)
+def _place(key: bytes) -> Place:
+    """Where the record is that is kept under `key`."""
+    bot_name, place_key = json.loads(key[len(_PREFIX) - 1 :])
+    return Place(bot_name, place_key)
 
 
 def _ttl(ttl_ms: int | None) -> str:
@@ -341,20 +322,33 @@ def _ttl(ttl_ms: int | None) -> str:
 
 
 def _flat(fields: Fields) -> list[bytes]:
-    return [part for item in fields.items() for part in item]
+    flat: list[bytes] = []
+    for name, value in fields.items():
+        flat += (b"." + name, value)
+    return flat
 
 
-def _record(raw: Any) -> Record | None:
-    if raw is None:
-        return None
-    flow, state, fields = raw
-    return Record(Step(text_or_none(flow), text_or_none(state)), _fields(fields))
-
-
-def _fields(raw: Any) -> Fields:
+def _map(raw: Any) -> Mapping[bytes, bytes]:
     if isinstance(raw, dict):  # the third version of the protocol has maps
         return raw
     return dict(zip(raw[::2], raw[1::2], strict=True))
+
+
+def _record(raw: Any) -> Record | None:
+    return _existing(raw) if raw else None
+
+
+def _existing(raw: Any) -> Record:
+    stored = _map(raw)
+    step = Step(text_or_none(stored.get(b"flow")), text_or_none(stored.get(b"state")))
+    return Record(step, _fields(stored))
+
+
+def _fields(raw: Any) -> Fields:
+    return {name[1:]: value for name, value in _map(raw).items() if name[0] == _DOT}
+
+
+_DOT = ord(".")
 
 
 def _step(raw: Any) -> Step | None:
