@@ -13,7 +13,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from trunkline import Trunkline
-from trunkline.errors import ConfigurationError, InvalidModel, InvalidSessionKey, StoreUnavailable
+from trunkline.errors import (
+    ConfigurationError,
+    InvalidModel,
+    InvalidSessionKey,
+    NotRecorded,
+    StoreUnavailable,
+)
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.testing import ManualClock, crash
@@ -266,6 +272,59 @@ async def test_an_answer_whose_sending_is_cancelled_is_stored_as_failed(line):
         task_group.cancel_scope.cancel()
     _, answer = await line.persistence.get_messages(arrival.room.id)
     assert answer.status == "failed"
+
+
+@pytest.fixture
+async def breakable():
+    """A line whose database goes away when it is told to."""
+
+    class Breakable(MemoryPersistenceAdapter):
+        is_away = False
+
+        def save_message(self, message):
+            if self.is_away:
+                raise StoreUnavailable("the database is away")
+            return super().save_message(message)
+
+    adapter = Breakable()
+    async with Trunkline(persistence=adapter) as line:
+        yield line, adapter
+
+
+async def test_an_answer_that_went_out_and_was_not_recorded_is_told_from_one_that_did_not(
+    breakable,
+):
+    line, adapter = breakable
+    arrival = await line.ingest(**hello())
+
+    async def send_and_lose(route, content):
+        adapter.is_away = True
+        return await send(route, content)
+
+    with pytest.raises(NotRecorded, match="was sent") as caught:
+        await line.deliver(arrival, "hi", send_and_lose)
+    answer = caught.value.answer
+    assert (answer.status, answer.external_id) == ("sent", "sent to 42")
+    with pytest.raises(StoreUnavailable) as caught:
+        await line.deliver(arrival, "hi", lambda *_: pytest.fail("it was sent"))
+    assert not isinstance(caught.value, NotRecorded)
+
+    adapter.is_away = False
+    assert (await line.persistence.get_message(answer.id)).status == "sending"
+    await line.persistence.save_message(answer)
+    assert (await line.persistence.get_message(answer.id)).status == "sent"
+
+
+async def test_what_send_raised_is_raised_also_if_the_database_is_away(breakable):
+    line, adapter = breakable
+    arrival = await line.ingest(**hello())
+
+    async def fail(route, content):
+        adapter.is_away = True
+        raise ConnectionError("the platform is away")
+
+    with pytest.raises(ConnectionError, match="platform"):
+        await line.deliver(arrival, "hi", fail)
 
 
 # -- opening and closing ---------------------------------------------------------------------------

@@ -7,6 +7,10 @@ Catch `TrunklineError` for all of them, or a built-in where one fits: a bad key 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trunkline.persistence import Message
 
 __all__ = (
     "ActorCrashed",
@@ -20,6 +24,7 @@ __all__ = (
     "InvalidSessionKey",
     "NoRoute",
     "NotFound",
+    "NotRecorded",
     "PartitionUnavailable",
     "RestartIntensityExceeded",
     "RouteExpired",
@@ -119,3 +124,14 @@ class PartitionUnavailable(TrunklineError):
 
 class StoreUnavailable(TrunklineError):
     """The database or server behind a store does not answer."""
+
+
+class NotRecorded(StoreUnavailable):
+    """An answer has gone out, and the store could not be told: do not send it again."""
+
+    #: The message as it should be stored: `sent`, with its external id.
+    answer: Message | None
+
+    def __init__(self, message: str, answer: Message | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer

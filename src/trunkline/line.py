@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ from trunkline.actors import Service
 from trunkline.actors.policy import require_positive
 from trunkline.backends import StoreStats
 from trunkline.backends.cipher import EncryptionKey
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable
 from trunkline.fsm import FSMAdapter, FSMStore
 from trunkline.persistence import (
     Message,
@@ -304,7 +304,11 @@ class Trunkline(Service):
             The answer as it is stored: `sent`, with its external id.
 
         Raises:
-            Exception: whatever `send` raised; the answer is stored as `failed`.
+            NotRecorded: the answer has gone out, and the database has gone away before it could be
+                stored as `sent`. The error has it as `.answer`, for `persistence.save_message`.
+            StoreUnavailable: the database was away before; nothing was sent.
+            Exception: whatever `send` raised; the answer is stored as `failed`, or stays `sending`
+                if the database is away as well.
         """
         with self._accepting():
             resolution = await self.reply_route(arrival)
@@ -329,7 +333,7 @@ class Trunkline(Service):
             try:
                 external_id = await send(resolution.route, content)
             except BaseException:
-                with anyio.CancelScope(shield=True):
+                with anyio.CancelScope(shield=True), suppress(StoreUnavailable):
                     await self._save(msgspec.structs.replace(answer, status="failed"))
                 raise
             sent = msgspec.structs.replace(
@@ -337,7 +341,12 @@ class Trunkline(Service):
             )
             # It is out: record that, whoever is cancelled meanwhile.
             with anyio.CancelScope(shield=True):
-                await self._save(sent)
+                try:
+                    await self._save(sent)
+                except StoreUnavailable as error:
+                    raise NotRecorded(
+                        f"the answer was sent, but not recorded: {error}", sent
+                    ) from error
             return sent
 
     # -- inside ----------------------------------------------------------------------------------

@@ -423,6 +423,18 @@ async def test_memory_does_not_grow_without_end():
         assert await store.get_state("other", KEY) == FSMState("a")
 
 
+async def test_an_adapter_of_ones_own_over_memory_is_asked_by_its_methods():
+    class Shouting(MemoryFSMAdapter):
+        def set_state(self, place, state, ttl_ms):
+            super().set_state(place, state.upper(), ttl_ms)
+
+    async with FSMStore(adapter=Shouting()) as store:
+        await store.init(BOT)
+        for _ in range(2):
+            await store.set_state(BOT, KEY, "a")
+            assert await store.get_state(BOT, KEY) == FSMState("A")
+
+
 async def test_a_dropped_conversation_does_not_end_a_second_time():
     clock, told = ManualClock(SEVENTIES_MS), []
     adapter = MemoryFSMAdapter(clock, max_conversations=2)

@@ -86,11 +86,6 @@ def encode(value: object) -> bytes:
         raise Unstorable("a str is no valid Unicode") from None
 
 
-def decode(encoded: bytes) -> Any:
-    """The value that `encode` was given."""
-    return _decoder.decode(encoded)
-
-
 def encode_key(key: Key) -> str:
     """A key as ASCII text; different keys give different texts.
 
@@ -188,6 +183,9 @@ def _unpack(code: int, payload: memoryview) -> Any:
 
 
 _decoder = msgspec.msgpack.Decoder(ext_hook=_unpack)
+
+#: The value that `encode` was given.
+decode = _decoder.decode
 
 
 def _checked_key(part: object, key: object, depth: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -44,6 +44,10 @@ class FSMAdapter(Adapter, ABC):
     A record whose time is over is not there. A change of what is not there begins with an empty
     record. Each method is atomic, also among processes.
     """
+
+    #: Told by an adapter that keeps no more than so many, of each that it has dropped. The store
+    #: sets it. It is for the event loop's thread, and so for adapters that do not wait for I/O.
+    on_dropped: Callable[[Place, Record], None] | None = None
 
     @abstractmethod
     def load(self, place: Place) -> Record | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -73,8 +73,6 @@ class MemoryFSMAdapter(RecordFSMAdapter):
         self, clock: WallClock = wall_clock_ms, *, max_conversations: int = 100_000
     ) -> None:
         super().__init__(clock)
-        #: Is told of each that had to go because there were more.
-        self.on_dropped: Callable[[Place, Record], None] = lambda _place, _record: None
         self._max_conversations = require_positive("max_conversations", max_conversations)
         self._bots: dict[str, _Conversations] = {}
         # Time to live → when each record's is over. Those of one time to live end in the order of
@@ -130,7 +128,8 @@ class MemoryFSMAdapter(RecordFSMAdapter):
             oldest, dropped = conversations.popitem(last=False)
             dropped_from = Place(place.bot_name, encode_key(oldest))
             self._forget_end(dropped_from)
-            self.on_dropped(dropped_from, dropped.kept().record)
+            if self.on_dropped is not None:
+                self.on_dropped(dropped_from, dropped.kept().record)
 
     def _forget_end(self, place: Place) -> None:
         for ends in self._ends.values():
@@ -151,7 +150,6 @@ class MemoryFSMStore(FSMStore):
         self._conversations: dict[str, _Conversations] = {}
         self._worker: ActorRef[Any] | _NoTurns = _NO_TURNS
         super().__init__(url, **options)
-        self._adapter.on_dropped = self._tell_of_end
 
     async def init(self, bot_name: str, *, ttl_ms: int | None = None) -> None:
         await super().init(bot_name, ttl_ms=ttl_ms)
