@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from trunkline.admin.side import STORES, Key, Row, Schema, Shelf, Side
-from trunkline.backends.sql import Database, _prepare_sqlite
+from trunkline.backends.sql import Database
 from trunkline.errors import ConfigurationError
 from trunkline.fsm.sql import MIGRATIONS as FSM_MIGRATIONS
 from trunkline.fsm.sql import SQLFSMAdapter, records
@@ -52,11 +51,7 @@ class ExistingDatabase(Database):
     """A database that is only read: nothing is created, migrated, or set up anew."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, component="database", migrations=())
-        self._is_sibling = True
-        if self.is_sqlite:
-            # It would turn a backup without a write-ahead log into a file with one.
-            event.remove(self._engine, "connect", _prepare_sqlite)
+        super().__init__(url, component="database", migrations=None, read_only=True)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -68,7 +63,7 @@ class ExistingDatabase(Database):
                     "LOCAL idle_in_transaction_session_timeout = 0",
                 ):
                     self.connection.exec_driver_sql(f"SET {setting}")
-            with self._unhurried():
+            with self.unhurried():
                 yield
 
 
@@ -164,8 +159,8 @@ class SQLSide(Side):
             finally:
                 database.close()
         self._writable = Database(
-            self._url, component="database", migrations=(), timeout_ms=_PATIENCE_MS
-        ).sibling()
+            self._url, component="database", migrations=None, timeout_ms=_PATIENCE_MS
+        )
 
     def erase(self, store: str) -> None:
         names = [table.name for table in reversed(_TABLES[store])]

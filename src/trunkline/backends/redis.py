@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from trunkline.backends.adapter import Adapter
@@ -33,7 +34,7 @@ except ModuleNotFoundError:
         "redis:// and valkey:// need redis: pip install 'trunkline[redis]'"
     ) from None
 
-__all__ = ("Command", "LeaseLocks", "RedisServer", "ScriptCall", "optional", "text_or_none")
+__all__ = ("Command", "RedisAdapter", "RedisServer", "ScriptCall", "optional", "text_or_none")
 
 
 class Command(NamedTuple):
@@ -212,16 +213,33 @@ _UNAVAILABLE = (BusyLoadingError, ClusterDownError, OutOfMemoryError)
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY")
 
 
-class LeaseLocks(Adapter):
-    """Locks among processes for adapters of a `RedisServer`: keys that expire if not renewed.
+class RedisAdapter(Adapter):
+    """Base of the adapters of a `RedisServer`, with locks: keys that expire if not renewed.
+
+    Args:
+        url: `redis://…` or `valkey://…`.
+        timeout_ms: how long connecting, and one answer, may take.
 
     Source: the single-instance lock of the Redis documentation (`SET NX PX` with a random token).
     """
 
-    server: RedisServer
     #: What the keys of the locks begin with.
     lock_prefix: str
     lease_ms = 10_000
+
+    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+        self.server = RedisServer(url, timeout_ms)
+
+    def sibling(self) -> Self:
+        other = copy(self)
+        other.server = self.server.sibling()
+        return other
+
+    def open(self) -> None:
+        self.server.open()
+
+    def close(self) -> None:
+        self.server.close()
 
     def try_lock(self, key: str, token: str) -> bool:
         return bool(self.server.call(self._try_lock(key, token)))

@@ -6,13 +6,14 @@ import random
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from functools import cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ from trunkline.backends.url import hide_password
 from trunkline.backends.workers import Conflict, ConnectionLost
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
-__all__ = ("AdvisoryLocks", "Database", "Migration", "Result")
+__all__ = ("AdvisoryLocks", "Database", "Migration", "Result", "SQLAdapter")
 
 R = TypeVar("R")
 
@@ -104,8 +105,9 @@ class Database:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://user:password@host/db`.
         component: whose schema it is: `persistence`, `fsm`, `signal`.
         migrations: the steps that lead from an empty database to the present schema; the number of
-            steps is the version.
+            steps is the version. `None` leaves the schema as it is.
         timeout_ms: how long one statement, or waiting for a lock, may take.
+        read_only: leave the file of a SQLite database as it is: no write-ahead log is made.
 
     Raises:
         ConfigurationError: the URL cannot work.
@@ -116,17 +118,17 @@ class Database:
         url: str,
         *,
         component: str,
-        migrations: Sequence[Migration],
+        migrations: Sequence[Migration] | None,
         timeout_ms: int = 5_000,
+        read_only: bool = False,
     ) -> None:
         self.url = url
         self.shown_url = hide_password(url)
         self.component = component
         self._migrations = migrations
         self._timeout_ms = timeout_ms
-        self._engine = _create_engine(url, self.shown_url, timeout_ms)
+        self._engine = _create_engine(url, self.shown_url, timeout_ms, set_up=not read_only)
         self._connection: sa.Connection | None = None
-        self._is_sibling = False
         #: How often it has connected; another number is another session of the server.
         self.connections = 0
         self.is_sqlite = self._engine.dialect.name == "sqlite"
@@ -201,14 +203,9 @@ class Database:
 
     def sibling(self) -> Database:
         """Another connection to the same database, whose schema is left to this one."""
-        other = Database(
-            self.url,
-            component=self.component,
-            migrations=self._migrations,
-            timeout_ms=self._timeout_ms,
+        return Database(
+            self.url, component=self.component, migrations=None, timeout_ms=self._timeout_ms
         )
-        other._is_sibling = True
-        return other
 
     def open(self) -> None:
         """Connect, and bring the schema to the present version.
@@ -219,9 +216,9 @@ class Database:
         """
         if self.is_sqlite:
             _check_sqlite_path(self._engine.url)
-        with self.transaction(read_only=self._is_sibling):
-            if not self._is_sibling:
-                self._migrate()
+        with self.transaction(read_only=self._migrations is None):
+            if self._migrations is not None:
+                self._migrate(self._migrations)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -329,26 +326,26 @@ class Database:
             except DBAPIError:
                 pass  # it was broken already, which is why it is dropped
 
-    def _migrate(self) -> None:
+    def _migrate(self, migrations: Sequence[Migration]) -> None:
         connection = self.connection
         if not self.is_sqlite:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self._timeout_ms}")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         _VERSIONS.create(connection, checkfirst=True)
-        version, present = self.schema_version(), len(self._migrations)
+        version, present = self.schema_version(), len(migrations)
         if version > present:
             raise ConfigurationError(
                 f"{self.shown_url} has version {version} of the {self.component} schema, and this"
                 f" trunkline knows versions up to {present}: upgrade trunkline"
             )
-        with self._unhurried():
-            for step in self._migrations[version:]:
+        with self.unhurried():
+            for step in migrations[version:]:
                 step(connection)
         # Also if it stays the same: that a database can only be read is found out now.
         self.upsert(_VERSIONS, [{"component": self.component, "version": present}])
 
     @contextmanager
-    def _unhurried(self) -> Iterator[None]:
+    def unhurried(self) -> Iterator[None]:
         """What is done inside may take as long as it takes, such as an index on a large table."""
         if self.is_sqlite:
             yield
@@ -473,7 +470,7 @@ def _insert(table: sa.Table, sqlite: bool) -> Any:
     return sqlite_insert(table) if sqlite else postgresql_insert(table)
 
 
-def _create_engine(url: str, shown_url: str, timeout_ms: int) -> sa.Engine:
+def _create_engine(url: str, shown_url: str, timeout_ms: int, *, set_up: bool) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
         drivername = _DRIVERS.get(parsed.drivername.lower())
@@ -517,7 +514,8 @@ def _create_engine(url: str, shown_url: str, timeout_ms: int) -> sa.Engine:
             f"{shown_url!r} needs psycopg: pip install 'trunkline[postgres]' ({error})"
         ) from None
     if drivername == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+        if set_up:
+            event.listen(engine, "connect", _prepare_sqlite)
     else:
         event.listen(engine, "do_connect", _connect_postgres)
         event.listen(engine, "connect", _prepare_postgres(timeout_ms))
@@ -633,17 +631,41 @@ def _first_line(error: BaseException | None) -> str:
     return str(primary or error).strip().partition("\n")[0]
 
 
-class AdvisoryLocks(Adapter):
+class SQLAdapter(Adapter):
+    """Base of the adapters of a `Database`. A domain adds its tables and methods."""
+
+    def __init__(self, database: Database) -> None:
+        self._adopt(database)
+
+    def _adopt(self, database: Database) -> None:
+        """Work on `database` from now on. What belongs to a connection begins anew."""
+        self.database = database
+
+    def sibling(self) -> Self:
+        other = copy(self)
+        other._adopt(self.database.sibling())
+        return other
+
+    def open(self) -> None:
+        self.database.open()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
+        return self.database.transaction(read_only=read_only)
+
+
+class AdvisoryLocks(SQLAdapter):
     """Locks among processes for adapters of a `Database`: PostgreSQL's advisory locks.
 
     They belong to the connection, and so end when their owner dies. SQLite has none: there a lock
     holds within its process.
     """
 
-    database: Database
-
-    def _adopt_locks(self) -> None:
-        self.lease_ms = 0 if self.database.is_sqlite else 15_000
+    def _adopt(self, database: Database) -> None:
+        super()._adopt(database)
+        self.lease_ms = 0 if database.is_sqlite else 15_000
         #: token → the connection that took the lock, by its number.
         self._held: dict[str, int] = {}
 

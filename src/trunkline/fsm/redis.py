@@ -6,13 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Self
+from typing import Any
 
 from trunkline.backends.adapter import Operation
 from trunkline.backends.redis import (
     Command,
-    LeaseLocks,
-    RedisServer,
+    RedisAdapter,
     ScriptCall,
     optional,
     text_or_none,
@@ -161,29 +160,10 @@ return page[1]
 """
 
 
-class RedisFSMAdapter(LeaseLocks, FSMAdapter):
-    """Records in a hash each; the server lets them expire by itself, without telling.
-
-    Args:
-        url: `redis://…` or `valkey://…`.
-        timeout_ms: how long connecting, and one answer, may take.
-    """
+class RedisFSMAdapter(RedisAdapter, FSMAdapter):
+    """Records in a hash each; the server lets them expire by itself, without telling."""
 
     lock_prefix = "trunkline:fsm-lock"
-
-    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
-        self.server = RedisServer(url, timeout_ms)
-
-    def sibling(self) -> Self:
-        other = object.__new__(type(self))
-        other.server = self.server.sibling()
-        return other
-
-    def open(self) -> None:
-        self.server.open()
-
-    def close(self) -> None:
-        self.server.close()
 
     def run_together(self, operations: Sequence[Operation]) -> None:
         """Every operation is a call of its own: one that fails has done nothing to the others."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -69,31 +68,17 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
     def __init__(
         self, url: str, clock: WallClock = wall_clock_ms, *, timeout_ms: int = 5_000
     ) -> None:
-        super().__init__(clock)
-        self._adopt(Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms))
+        RecordFSMAdapter.__init__(self, clock)
+        AdvisoryLocks.__init__(
+            self, Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+        )
 
     def _adopt(self, database: Database) -> None:
-        self.database = database
+        super()._adopt(database)
         self.readers = 0 if database.is_memory else 1
-        self._adopt_locks()
         # What the batch under way has read, and what of that it has changed.
         self._batch: dict[Place, Kept | None] | None = None
         self._changed: set[Place] = set()
-
-    def sibling(self) -> Self:
-        other = object.__new__(type(self))
-        other._clock = self._clock
-        other._adopt(self.database.sibling())
-        return other
-
-    def open(self) -> None:
-        self.database.open()
-
-    def close(self) -> None:
-        self.database.close()
-
-    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
-        return self.database.transaction(read_only=read_only)
 
     def run_together(self, operations: Sequence[Operation]) -> None:
         places = {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends import Conflict
-from trunkline.backends.sql import Database, Result
+from trunkline.backends.sql import Database, Result, SQLAdapter
 from trunkline.errors import AlreadyBound, NotFound
 from trunkline.persistence.adapter import (
     KINDS,
@@ -60,7 +59,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class SQLPersistenceAdapter(PersistenceAdapter):
+class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     """Models in tables, through SQLAlchemy Core.
 
     Args:
@@ -69,32 +68,18 @@ class SQLPersistenceAdapter(PersistenceAdapter):
     """
 
     def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
-        self._adopt(
+        super().__init__(
             Database(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms)
         )
 
     def _adopt(self, database: Database) -> None:
-        self.database = database
+        super()._adopt(database)
         if database.is_memory:
             self.writers, self.readers = 1, 0
         elif database.is_sqlite:
             self.writers, self.readers = 1, 1
         else:
             self.writers, self.readers = 4, 2
-
-    def sibling(self) -> Self:
-        other = object.__new__(type(self))
-        other._adopt(self.database.sibling())
-        return other
-
-    def open(self) -> None:
-        self.database.open()
-
-    def close(self) -> None:
-        self.database.close()
-
-    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
-        return self.database.transaction(read_only=read_only)
 
     # -- rooms -----------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 from trunkline.backends.adapter import Operation
-from trunkline.backends.redis import LeaseLocks, RedisServer, ScriptCall
+from trunkline.backends.redis import RedisAdapter, ScriptCall
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 
 __all__ = ("RedisSignalAdapter",)
@@ -103,30 +103,10 @@ end
 """
 
 
-class RedisSignalAdapter(LeaseLocks, SignalAdapter):
-    """Entries in a hash a family; a commit checks the versions and the lease on the server.
-
-    Args:
-        url: `redis://…` or `valkey://…`.
-        timeout_ms: how long connecting, and one answer, may take.
-    """
+class RedisSignalAdapter(RedisAdapter, SignalAdapter):
+    """Entries in a hash a family; a commit checks the versions and the lease on the server."""
 
     lock_prefix = "trunkline:{signal}:lock"
-
-    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
-        self.server = RedisServer(url, timeout_ms)
-
-    def sibling(self) -> Self:
-        other = object.__new__(type(self))
-        other.server = self.server.sibling()
-        other.lease_ms = self.lease_ms
-        return other
-
-    def open(self) -> None:
-        self.server.open()
-
-    def close(self) -> None:
-        self.server.close()
 
     def run_together(self, operations: Sequence[Operation]) -> None:
         """Every operation is a script of its own: one that fails has done nothing to the others."""

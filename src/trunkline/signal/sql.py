@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -50,26 +49,13 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
     """
 
     def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
-        self._adopt(Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms))
+        super().__init__(
+            Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+        )
 
     def _adopt(self, database: Database) -> None:
-        self.database = database
+        super()._adopt(database)
         self.readers = 0 if database.is_memory else 1
-        self._adopt_locks()
-
-    def sibling(self) -> Self:
-        other = object.__new__(type(self))
-        other._adopt(self.database.sibling())
-        return other
-
-    def open(self) -> None:
-        self.database.open()
-
-    def close(self) -> None:
-        self.database.close()
-
-    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
-        return self.database.transaction(read_only=read_only)
 
     def run_together(self, operations: Sequence[Operation]) -> None:
         if not self.database.is_sqlite and any(one.method == "commit" for one in operations):
