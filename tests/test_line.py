@@ -305,14 +305,36 @@ async def test_an_answer_that_went_out_and_was_not_recorded_is_told_from_one_tha
         await line.deliver(arrival, "hi", send_and_lose)
     answer = caught.value.answer
     assert (answer.status, answer.external_id) == ("sent", "sent to 42")
-    with pytest.raises(StoreUnavailable) as caught:
+    with pytest.raises(StoreUnavailable):
         await line.deliver(arrival, "hi", lambda *_: pytest.fail("it was sent"))
-    assert not isinstance(caught.value, NotRecorded)
 
     adapter.is_away = False
     assert (await line.persistence.get_message(answer.id)).status == "sending"
     await line.persistence.save_message(answer)
     assert (await line.persistence.get_message(answer.id)).status == "sent"
+
+
+@pytest.mark.parametrize("external_id", [7.5, "nul \0", object()])
+async def test_an_id_of_the_platform_that_cannot_be_stored_hides_no_answer(line, external_id):
+    arrival = await line.ingest(**hello())
+
+    async def send_oddly(route, content):
+        return external_id
+
+    with pytest.raises(NotRecorded) as caught:
+        await line.deliver(arrival, "hi", send_oddly)
+    assert caught.value.answer.content == "hi"
+    assert isinstance(caught.value.__cause__, InvalidModel)
+
+
+async def test_an_answer_into_a_room_that_was_deleted_meanwhile_is_told_of(line):
+    arrival = await line.ingest(**hello())
+
+    async def send_and_delete(route, content):
+        await line.persistence.delete_room(arrival.room.id)
+
+    with pytest.raises(NotRecorded):
+        await line.deliver(arrival, "hi", send_and_delete)
 
 
 async def test_what_send_raised_is_raised_also_if_the_database_is_away(breakable):

@@ -126,8 +126,8 @@ class StoreUnavailable(TrunklineError):
     """The database or server behind a store does not answer."""
 
 
-class NotRecorded(StoreUnavailable):
-    """An answer has gone out, and the store could not be told: do not send it again."""
+class NotRecorded(TrunklineError):
+    """An answer has gone out, and that could not be stored: do not send it again."""
 
     #: The message as it should be stored: `sent`, with its external id.
     answer: Message | None

@@ -304,11 +304,11 @@ class Trunkline(Service):
             The answer as it is stored: `sent`, with its external id.
 
         Raises:
-            NotRecorded: the answer has gone out, and the database has gone away before it could be
-                stored as `sent`. The error has it as `.answer`, for `persistence.save_message`.
+            NotRecorded: the answer has gone out, and could not be stored as `sent`: the database
+                has gone away, say. The error has it as `.answer`, for `persistence.save_message`.
             StoreUnavailable: the database was away before; nothing was sent.
             Exception: whatever `send` raised; the answer is stored as `failed`, or stays `sending`
-                if the database is away as well.
+                if that cannot be stored.
         """
         with self._accepting():
             resolution = await self.reply_route(arrival)
@@ -333,7 +333,7 @@ class Trunkline(Service):
             try:
                 external_id = await send(resolution.route, content)
             except BaseException:
-                with anyio.CancelScope(shield=True), suppress(StoreUnavailable):
+                with anyio.CancelScope(shield=True), suppress(Exception):
                     await self._save(msgspec.structs.replace(answer, status="failed"))
                 raise
             sent = msgspec.structs.replace(
@@ -343,10 +343,8 @@ class Trunkline(Service):
             with anyio.CancelScope(shield=True):
                 try:
                     await self._save(sent)
-                except StoreUnavailable as error:
-                    raise NotRecorded(
-                        f"the answer was sent, but not recorded: {error}", sent
-                    ) from error
+                except Exception as error:
+                    raise NotRecorded(f"the answer was sent, not stored: {error}", sent) from error
             return sent
 
     # -- inside ----------------------------------------------------------------------------------

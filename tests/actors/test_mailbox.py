@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import anyio
 import pytest
 
@@ -19,6 +22,7 @@ async def make_mailbox():
         made.append(Mailbox(capacity, timeout_ms))
         return made[-1]
 
+    make.made = made
     yield make
     for mailbox in made:
         mailbox.refuse_all("the test is over")
@@ -294,3 +298,23 @@ async def test_a_mailbox_keeps_nothing_of_calls_that_are_over(mailbox):
         scope.cancel()
         await mailbox.ask(call())
     assert not mailbox._unanswered
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_mailbox_that_is_closed_for_good_leaves_no_timer_behind(make_mailbox):
+    mailbox = make_mailbox(2, timeout_ms=60_000)
+    secret = Secret()
+    gone = weakref.ref(secret)
+    queued = Call(Counter.add, (secret,), {})
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(ask, mailbox, queued)
+        await turns(2)
+        mailbox.refuse_all("over")
+    del mailbox, queued, secret
+    make_mailbox.made.clear()
+    gc.collect()
+    assert gone() is None
+
+
+class Secret:
+    """Something whose end can be seen."""

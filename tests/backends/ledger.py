@@ -30,6 +30,10 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
+    @property
+    def is_open(self) -> bool:
+        return self._opened.is_set()
+
 
 class Book:
     """What a ledger keeps, and what it has been through."""

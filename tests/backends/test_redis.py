@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from trunkline.backends import ConnectionLost
 from trunkline.backends.redis import RedisServer, ScriptCall, optional, text_or_none
 from trunkline.errors import ConfigurationError, StoreUnavailable
-from trunkline.fsm import FSMStore
+from trunkline.fsm import FSMState, FSMStore
 
 ADD = "return redis.call('RPUSH', KEYS[1], ARGV[1])"
 COUNT = "return redis.call('LLEN', KEYS[1])"
@@ -111,6 +112,49 @@ def test_a_server_without_memory_refuses_writes_and_keeps_what_it_has(server, va
     finally:
         valkey_server.execute("CONFIG", "SET", "maxmemory", 0)
     assert server.call(add("b")) == 2
+
+
+async def test_a_full_server_refuses_each_change_of_a_conversation(valkey_url, valkey_server):
+    whole = FSMState("a", "flow", {"x": "y" * 1_000})
+    async with FSMStore(valkey_url) as store:
+        await store.init("bot")
+        await store.set_state("bot", 1, whole)
+        changes = [
+            partial(store.set_state, "bot", 1, "b"),
+            partial(store.set_state, "bot", 1, FSMState("b")),
+            partial(store.set_data, "bot", 1, {"x": 1}),
+            partial(store.update_data, "bot", 1, {"x": 1}),
+            partial(store.compare_and_set, "bot", 1, whole, FSMState("b")),
+            partial(store.compare_and_set, "bot", 1, whole, FSMState("b"), keep_data=False),
+        ]
+        valkey_server.execute("CONFIG", "SET", "maxmemory", 1)
+        try:
+            for change in changes:
+                with pytest.raises(StoreUnavailable, match="maxmemory"):
+                    await change()
+            assert await store.get_state("bot", 1) == whole
+            await store.clear("bot", 1)
+        finally:
+            valkey_server.execute("CONFIG", "SET", "maxmemory", 0)
+        assert await store.get_state("bot", 1) is None
+
+
+def test_an_interrupted_read_leaves_no_reply_for_the_next_call(server, monkeypatch):
+    server.call(add("a"))
+    replies = 0
+
+    def interrupt(connection):
+        nonlocal replies
+        replies += 1
+        if replies == 2:
+            raise KeyboardInterrupt
+        return connection.read_response()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trunkline.backends.redis._reply", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server.call_all([ScriptCall(COUNT, ["list"]), ScriptCall("return 'stale'", [])])
+    assert server.call(ScriptCall(COUNT, ["list"])) == 1
 
 
 def test_a_server_that_only_reads_is_left_for_the_one_that_its_name_leads_to(mortal_valkey):
@@ -227,6 +271,11 @@ async def test_an_unknown_option_is_one_clear_error(valkey_url):
             pytest.fail("it was let in")
 
 
+def test_a_url_that_would_decode_what_is_kept_is_refused():
+    with pytest.raises(ConfigurationError, match="no decode_responses"):
+        FSMStore("redis://127.0.0.1/0?decode_responses=True")
+
+
 def assert_hidden(error):
     """Whoever logs the error with all that is chained to it does not log the password."""
     seen = []
@@ -240,6 +289,7 @@ def assert_hidden(error):
 def test_without_the_client_the_way_to_get_it_is_told():
     code = """
 import sys
+from functools import partial
 sys.modules["redis"] = None
 from trunkline import FSMStore
 try:

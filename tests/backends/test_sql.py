@@ -198,6 +198,68 @@ def test_find_gives_the_rows_that_are_there(url, connect):
         assert {row[0] for row in names} == {odd[1], odd[2]}
 
 
+def test_a_text_of_another_type_is_text(url, connect):
+    class Name(str):
+        def __str__(self):
+            return "something else"
+
+    database = connect(url)
+    with database.transaction():
+        database.upsert(words, [{"word": Name("a"), "number": 1}])
+        assert [tuple(row) for row in database.find(words, [(Name("a"),)])] == [("a", 1)]
+
+
+def test_a_parameter_that_was_forgotten_is_no_null(tmp_path, connect):
+    database = connect(f"sqlite:///{tmp_path / 'words.db'}")
+    statement = sa.select(words.c.number).where(words.c.word == sa.bindparam("word"))
+    with database.transaction(), pytest.raises(KeyError):
+        database.execute(statement, {"wrod": "a"})
+
+
+def test_damage_behind_the_first_row_is_an_answer_and_no_bug(tmp_path, connect):
+    path = tmp_path / "words.db"
+    database = connect(f"sqlite:///{path}")
+    rows = [{"word": f"{number:04}" + "x" * 900, "number": number} for number in range(200)]
+    with database.transaction():
+        database.upsert(words, rows)
+    database.close()
+    damage(path, b"0100x")
+
+    with pytest.raises(StoreUnavailable, match="SQLITE_CORRUPT"), database.transaction():
+        database.execute(sa.select(words.c.word, words.c.number), {})
+    with database.transaction():
+        assert len(database.find(words, [(rows[0]["word"],)])) == 1
+
+
+def damage(path, text):
+    """Spoil the page of a database file that holds `text`."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    content = bytearray(path.read_bytes())
+    leaf = 13
+    (start,) = (
+        start
+        for start in range(0, len(content), size)
+        if content[start] == leaf and text in content[start : start + size]
+    )
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+def test_a_text_that_cannot_be_read_is_not_shown(tmp_path, connect):
+    path = tmp_path / "words.db"
+    database = connect(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO words VALUES (CAST(x'73656372657420FF' AS TEXT), 1)")
+    with (
+        pytest.raises(StoreUnavailable, match="Could not decode") as caught,
+        database.transaction(),
+    ):
+        database.execute(sa.select(words.c.word), {})
+    assert "secret" not in str(caught.value)
+
+
 def test_find_of_more_keys_than_a_statement_takes_parameters(url, connect):
     database = connect(url)
     with database.transaction():

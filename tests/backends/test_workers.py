@@ -12,6 +12,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from tests.actors.conftest import until
 from tests.backends.ledger import Book, Bug, Gate, Ledger, LedgerStore, PlainLedger
 from trunkline.actors import RestartPolicy
 from trunkline.backends import Conflict, ConnectionLost
@@ -355,6 +356,32 @@ async def test_a_call_whose_caller_was_cancelled_in_the_middle_is_finished():
         gate.open()
         assert await store.write("b") == "B"
         assert store.book.lines == ["a", "b"]
+
+
+async def test_a_store_that_is_cancelled_does_not_run_the_rest_of_a_batch_that_failed():
+    first, second = Gate(), Gate()
+    book = Book()
+    async with anyio.create_task_group() as program:
+
+        async def run_store():
+            async with LedgerStore(Ledger(book)) as store, anyio.create_task_group() as callers:
+                callers.start_soon(store.hold, "-", first)
+                await first.reached()
+                callers.start_soon(store.fail_once, "a", NotFound("no a"))
+                await until(lambda: store.waiting == 1)
+                callers.start_soon(store.hold, "b", second)
+                await until(lambda: store.waiting == 2)
+                for line in "cdefg":
+                    callers.start_soon(store.write, line)
+                await until(lambda: store.waiting == 7)
+                first.open()
+
+        program.start_soon(run_store)
+        await second.reached()
+        program.cancel_scope.cancel()
+        threading.Timer(0.05, second.open).start()
+    assert book.lines == ["-", "a", "b"]
+    assert (book.opened, book.closed) == (1, 1)
 
 
 async def test_a_call_whose_caller_was_cancelled_while_it_waited_is_not_run():

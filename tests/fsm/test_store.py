@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from types import MappingProxyType
 
 import anyio
@@ -93,6 +94,18 @@ async def test_a_worker_that_crashed_is_started_again_and_nothing_is_lost(url):
         assert await store.get_state(BOT, KEY) == FSMState("a", None, {"x": 1})
 
 
+class Name(str):
+    """As libraries for configuration files give them."""
+
+
+async def test_a_name_may_be_of_a_type_that_is_a_string(url):
+    async with FSMStore(url) as store:
+        await store.init(Name("shop"))
+        await store.set_state(Name("shop"), KEY, Name("a"))
+        assert await store.get_state("shop", KEY) == FSMState("a")
+        assert await store.update_data(Name("shop"), KEY, {"x": 1}) == {"x": 1}
+
+
 # -- reading stores nothing --------------------------------------------------------------------
 
 
@@ -109,7 +122,7 @@ def count_stored(url, request):
         return lambda _store: server.execute(count, database)[0][0]
     if url.startswith("sqlite"):
         return lambda _store: count_rows(url.removeprefix("sqlite:///"))
-    return lambda store: len(store._adapter)
+    return lambda store: store._adapter.count()
 
 
 def count_rows(path):
@@ -299,7 +312,7 @@ def test_a_sweep_in_memory_removes_what_is_over_and_nothing_else(steps):
             assert {place for place, _ in adapter.sweep(100)} == over
             for place in over:
                 del model[place]
-    assert len(adapter) == len(model)
+    assert adapter.count() == len(model)
     assert all(adapter._read(place) is not None for place in model)
 
 
@@ -419,7 +432,7 @@ async def test_memory_does_not_grow_without_end():
         assert await store.get_state(BOT, (2, 7)) is None
         for number in range(100):
             await store.set_state(BOT, (number, 8), "a")
-        assert len(store._adapter) == 4
+        assert store._adapter.count() == 4
         assert await store.get_state("other", KEY) == FSMState("a")
 
 
@@ -435,6 +448,42 @@ async def test_an_adapter_of_ones_own_over_memory_is_asked_by_its_methods():
             assert await store.get_state(BOT, KEY) == FSMState("A")
 
 
+async def test_of_two_stores_on_one_adapter_the_one_that_runs_is_told():
+    adapter, told = MemoryFSMAdapter(max_conversations=1), []
+    stores = [FSMStore(adapter=adapter, name=name) for name in ("one", "two")]
+    for store in reversed(stores):
+        store.events.subscribe(lambda event: told.append((event.instance, event.key)))
+        async with store:
+            await store.init(BOT)
+            for key in range(2):
+                await store.set_state(BOT, key, "a")
+    assert told == [("two", 0), ("one", 1), ("one", 0)]
+    assert adapter.on_dropped is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"x": 1}, {"x": "Ж"}, {"x": [1]}, {"x": {"y": {1}}}],
+    ids=["plain", "text", "list", "map"],
+)
+@pytest.mark.parametrize("ttl_ms", [None, 60_000])
+async def test_what_is_kept_in_memory_is_nobody_elses(data, ttl_ms):
+    expected = deepcopy(data)
+    async with FSMStore("memory://") as store:
+        await store.init(BOT, ttl_ms=ttl_ms)
+        await store.update_data(BOT, KEY, data)
+        for _ in range(3):
+            returned = await store.update_data(BOT, KEY, {})
+            found = (await store.get_state(BOT, KEY)).data
+            assert returned == found == expected
+            for one in (data, returned, found):
+                if isinstance(one["x"], list):
+                    one["x"].append("changed")
+                elif isinstance(one["x"], dict):
+                    one["x"]["y"].add("changed")
+                one["new"] = "changed"
+
+
 async def test_a_dropped_conversation_does_not_end_a_second_time():
     clock, told = ManualClock(SEVENTIES_MS), []
     adapter = MemoryFSMAdapter(clock, max_conversations=2)
@@ -448,7 +497,7 @@ async def test_a_dropped_conversation_does_not_end_a_second_time():
         clock.advance_ms(1_000)
         await anyio.wait_all_tasks_blocked()
         assert told == [0, 1, 2, 3]
-        assert len(adapter) == 0
+        assert adapter.count() == 0
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True])

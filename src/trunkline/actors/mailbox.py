@@ -244,5 +244,9 @@ class Mailbox:
         """Close for good; every call that has no reply gets `ActorStopped` with this reason."""
         self.close(reason)
         self._receive.close()
+        if self._timer is not None:
+            # It would keep the calls alive that nobody has taken out.
+            self._timer.cancel()
+            self._timer = None
         for call in tuple(self._unanswered):
             call.fail(ActorStopped(reason))

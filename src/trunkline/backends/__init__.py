@@ -6,7 +6,7 @@ opened by `trunkline.backends.sql`.
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.store import Store, StoreStats
-from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password, scheme_of
+from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password
 from trunkline.backends.workers import Conflict, ConnectionLost
 
 __all__ = (
@@ -18,5 +18,4 @@ __all__ = (
     "StoreStats",
     "choose_adapter",
     "hide_password",
-    "scheme_of",
 )

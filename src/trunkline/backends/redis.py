@@ -69,6 +69,10 @@ class RedisServer:
         self.shown_url = hide_password(url)
         self._timeout_ms = timeout_ms
         seconds = timeout_ms / 1000
+        if "decode_responses" in url.partition("?")[2]:
+            raise ConfigurationError(
+                f"{self.shown_url!r}: a store keeps bytes: no decode_responses"
+            )
         try:
             _check(url)
             self._client = redis.Redis.from_url(
@@ -144,7 +148,7 @@ class RedisServer:
         try:
             connection.send_packed_command([packed])
             return [_reply(connection) for _ in range(count)]
-        except RedisError:
+        except BaseException:
             connection.disconnect()  # there may be replies left on it
             raise
         finally:

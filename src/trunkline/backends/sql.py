@@ -13,7 +13,7 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -84,16 +84,13 @@ _LONGEST_REST = 0.01
 _ROWS_A_STATEMENT = 128
 
 
-class Result(Protocol):
-    """What came of a statement: SQLAlchemy's result, or the cursor of SQLite's driver."""
+class Result(NamedTuple):
+    """What came of a statement."""
 
-    @property
-    def rowcount(self) -> int:
-        """How many rows an INSERT, UPDATE or DELETE has changed."""
-
-    def fetchone(self) -> Any: ...
-
-    def fetchall(self) -> Sequence[Any]: ...
+    #: The rows it gave, all of them.
+    rows: Sequence[Any]
+    #: How many rows an INSERT, UPDATE or DELETE has changed.
+    rowcount: int
 
 
 class Database:
@@ -147,9 +144,11 @@ class Database:
         On SQLite it goes to the driver: SQLAlchemy takes ten times as long as the database itself.
         """
         if not self.is_sqlite:
-            return self.connection.execute(statement, parameters)
+            result = self.connection.execute(statement, parameters)
+            return Result(result.all() if result.returns_rows else (), result.rowcount)
         text, wanted = _sqlite_text(statement)
-        return self._drive(text, [parameters.get(name, default) for name, default in wanted])
+        values = [parameters[name] if is_given else value for name, is_given, value in wanted]
+        return self._drive(text, values)
 
     def upsert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert whole rows of `table`, or update those that are there, by its primary key."""
@@ -188,15 +187,18 @@ class Database:
         names = [column.name for column in table.primary_key]
         text = _find(table, tuple(columns), sqlite=self.is_sqlite)
         if self.is_sqlite:
-            return self._drive(text, [msgspec.json.encode(list(keys)).decode()]).fetchall()
+            wanted = msgspec.json.encode([tuple(key) for key in keys], enc_hook=str.__str__)
+            return self._drive(text, [wanted.decode()]).rows
         lists = {name: [key[place] for key in keys] for place, name in enumerate(names)}
-        return self.connection.execute(sa.text(text), lists).fetchall()
+        return self.connection.execute(sa.text(text), lists).all()
 
-    def _drive(self, text: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _drive(self, text: str, parameters: Sequence[Any] = ()) -> Result:
         """Have SQLite's driver execute `text`. What it raises is what SQLAlchemy makes of it."""
         driver: sqlite3.Connection = self._dbapi_connection
         try:
-            return driver.execute(text, parameters)
+            cursor = driver.execute(text, parameters)
+            # Rows are read here as well: a damaged file may only be noticed at the second.
+            return Result(cursor.fetchall(), cursor.rowcount)
         except sqlite3.Error as error:
             wrapped = DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True)
             raise wrapped from None
@@ -373,7 +375,9 @@ def _translate_sqlite(error: DBAPIError, where: str) -> Exception:
         return error
     if code.startswith(_SQLITE_BUGS):
         return error
-    text = f"{where}: {cause} ({code or type(cause).__name__})"
+    # A text that is no UTF-8 is quoted, and may be a secret.
+    reason = str(cause).partition(" with text ")[0]
+    text = f"{where}: {reason} ({code or type(cause).__name__})"
     if code.startswith(_SQLITE_MISTAKES):
         return ConfigurationError(text)
     if code.startswith(_SQLITE_BUSY):
@@ -415,10 +419,16 @@ def _sqlite_code(error: DBAPIError) -> str:
 
 
 @cache
-def _sqlite_text(statement: sa.Executable) -> tuple[str, Sequence[tuple[str, Any]]]:
-    """What SQLite's driver takes: the text, and the names and defaults of its parameters."""
+def _sqlite_text(statement: sa.Executable) -> tuple[str, Sequence[tuple[str, bool, Any]]]:
+    """What SQLite's driver takes: the text, and its parameters in their order.
+
+    Of each parameter: the name, whether its value has to be given, and else what it is.
+    """
     compiled: Any = cast(Any, statement).compile(dialect=_SQLITE)
-    return str(compiled), [(name, compiled.params[name]) for name in compiled.positiontup]
+    names = compiled.positiontup
+    return str(compiled), [
+        (name, compiled.binds[name].required, compiled.params[name]) for name in names
+    ]
 
 
 _SQLITE = sqlite.dialect(paramstyle="qmark")

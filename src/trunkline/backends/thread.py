@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from trunkline.actors.future import Future, asyncio_loop, call_soon_from_thread, new_future
 
 __all__ = ("WorkerThread",)
 
 R = TypeVar("R")
+
+#: How often an idle thread looks whether its event loop is still there.
+_LOOK_SECONDS = 10.0
 
 
 class WorkerThread:
@@ -30,23 +34,28 @@ class WorkerThread:
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio_loop()
+        # Trio leaves no task behind when it ends.
+        has_ended = (lambda: False) if self._loop is None else self._loop.is_closed
         # A daemon: an event loop that is torn down may leave it to itself in the middle of a
         # function, and the program must end all the same.
         threading.Thread(
-            target=_work, args=(self._jobs, call_soon_from_thread()), name=name, daemon=True
+            target=copy_context().run,
+            args=(_work, self._jobs, call_soon_from_thread(), has_ended),
+            name=name,
+            daemon=True,
         ).start()
-        # It has nothing to wait for when nobody can ask it any more.
-        self._stop = weakref.finalize(self, self._jobs.put, None)
 
     async def run(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(*args)` in the thread, after all that was asked for before.
 
-        A cancellation waits for its end. (asyncio's own `task.cancel()` does not; the function runs
-        on, and what is asked for after it waits for it.)
+        A cancellation before it keeps it from being asked for, and one that comes later waits for
+        its end. (asyncio's own `task.cancel()` does not; the function runs on, and what is asked
+        for after it waits for it.)
 
         Returns:
             What the function returned; raises what it raised.
         """
+        await checkpoint_if_cancelled()
         job = _Job(function, args, new_future(self._loop))
         self._jobs.put(job)
         with anyio.CancelScope(shield=True):
@@ -61,7 +70,7 @@ class WorkerThread:
 
     def stop(self) -> None:
         """End the thread once it has done all that it was asked for."""
-        self._stop()
+        self._jobs.put(None)
 
 
 class _Job:
@@ -75,8 +84,18 @@ class _Job:
         self.error: BaseException | None = None
 
 
-def _work(jobs: SimpleQueue[_Job | None], call_soon: Callable[..., object]) -> None:
-    while (job := jobs.get()) is not None:
+def _work(
+    jobs: SimpleQueue[_Job | None], call_soon: Callable[..., object], has_ended: Callable[[], bool]
+) -> None:
+    while True:
+        try:
+            job = jobs.get(timeout=_LOOK_SECONDS)
+        except Empty:
+            if has_ended():
+                return  # nobody was left to stop this thread
+            continue
+        if job is None:
+            return
         try:
             job.result = job.function(*job.args)
         except BaseException as error:

@@ -42,17 +42,12 @@ def choose_adapter(
     if not isinstance(url, str) or "://" not in url:
         shown = hide_password(url) if isinstance(url, str) else url
         raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {shown!r}")
-    scheme = scheme_of(url)
+    scheme = url.partition("://")[0].partition("+")[0].lower()
     factory = schemes.get(scheme)
     if factory is None:
         known = ", ".join(f"{name}://" for name in sorted(schemes))
         raise ConfigurationError(f"no adapter for {hide_password(url)!r}: known are {known}")
     return factory(url, **options)
-
-
-def scheme_of(url: str) -> str:
-    """The scheme of `url` in small letters and without a driver."""
-    return url.partition("://")[0].partition("+")[0].lower()
 
 
 def hide_password(url: str) -> str:

@@ -38,6 +38,8 @@ local function put_fields(first)
     end
 end
 local function replace(flow, state, first)
+    -- A script that has deleted something may fill a server that is full already.
+    redis.call('HSET', KEYS[1], 'x', 1)
     redis.call('DEL', KEYS[1])
     redis.call('HSET', KEYS[1], 'x', 1)
     if flow and flow ~= '' then redis.call('HSET', KEYS[1], 'flow', flow) end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import msgspec
 from anyio.lowlevel import checkpoint
@@ -12,11 +12,12 @@ from anyio.lowlevel import checkpoint
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
 from trunkline.actors.policy import require_positive
-from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter, scheme_of
+from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
 from trunkline.backends.codec import Key, decode, decode_key, encode_key
 from trunkline.backends.text import text_problem
 from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
+from trunkline.fsm.memory import MemoryFSMAdapter, ShortWay, is_plain
 from trunkline.fsm.records import WallClock, encode_fields, wall_clock_ms
 from trunkline.fsm.state import FSMState
 from trunkline.observe import Event
@@ -87,19 +88,6 @@ class FSMStore(Store[FSMAdapter]):
         FSMState(state='get_name', flow='register', data={'name': 'Ada'})
     """
 
-    def __new__(
-        cls, url: str | None = None, *, adapter: FSMAdapter | None = None, **_options: Any
-    ) -> Self:
-        if cls is FSMStore:
-            from trunkline.fsm.memory import MemoryFSMAdapter, MemoryFSMStore
-
-            in_memory = isinstance(url, str) and scheme_of(url) == "memory"
-            if in_memory or type(adapter) is MemoryFSMAdapter:
-                # It does the same in a third of the time, past the methods of the adapter, which a
-                # subclass may have changed.
-                return cast(Self, super().__new__(MemoryFSMStore))
-        return super().__new__(cls)
-
     def __init__(
         self,
         url: str | None = None,
@@ -113,7 +101,8 @@ class FSMStore(Store[FSMAdapter]):
         timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
         chosen = choose_adapter(url, adapter, _SCHEMES, clock=clock, timeout_ms=timeout_ms)
         super().__init__(chosen, name=name, **options)
-        chosen.on_dropped = self._tell_of_end
+        # Past the methods of the adapter, which a subclass may have changed.
+        self._short = ShortWay(chosen) if type(chosen) is MemoryFSMAdapter else None
         self._clock = clock
         self._sweep_interval_ms = require_positive("sweep_interval_ms", sweep_interval_ms)
         #: bot name → time to live of its conversations.
@@ -133,15 +122,27 @@ class FSMStore(Store[FSMAdapter]):
         if ttl_ms is not None and require_positive("ttl_ms", ttl_ms) > _LONGEST_TTL_MS:
             raise ConfigurationError(f"ttl_ms is None for ever, or up to {_LONGEST_TTL_MS}")
         self._bots[bot_name] = ttl_ms
+        if self._short is not None:
+            (self._short.add_bot if ttl_ms is None else self._short.remove_bot)(bot_name)
 
     async def get_state(self, bot_name: str, key: Key) -> FSMState | None:
         """State, flow and data; `None` where nothing is stored."""
+        if self._short is not None and self.tracing is None:
+            found = self._short.claim(bot_name, key, False)
+            if found is not None:
+                return FSMState(found.state, found.flow, found.data.copy())
         place, _ = self._place(bot_name, key)
         record = await self._read(FSMAdapter.load, place)
         return None if record is None else _state(record)
 
     async def set_state(self, bot_name: str, key: Key, state: FSMState | str | None) -> None:
         """Store a whole `FSMState`; a string or `None` changes the state alone."""
+        if type(state) is str and self._short is not None and self.tracing is None:
+            # What can be printed can be stored.
+            found = self._short.claim(bot_name, key, True) if state.isprintable() else None
+            if found is not None:
+                found.state = state
+                return
         place, ttl_ms = self._place(bot_name, key)
         if isinstance(state, FSMState):
             record = Record(_step(state), encode_fields(key, state.data))
@@ -166,10 +167,15 @@ class FSMStore(Store[FSMAdapter]):
         It is atomic, also among processes: of two updates at once, none is lost. Where nothing is
         stored, the state is `None`.
         """
+        if self._short is not None and self.tracing is None and is_plain(data):
+            found = self._short.claim(bot_name, key, True)
+            if found is not None:
+                found.data.update(data)
+                merged: dict[Any, Any] = found.data.copy()
+                return merged
         place, ttl_ms = self._place(bot_name, key)
         fields = encode_fields(key, data)
-        merged = await self._write(place, FSMAdapter.update_data, place, fields, ttl_ms)
-        return _data(merged)
+        return _data(await self._write(place, FSMAdapter.update_data, place, fields, ttl_ms))
 
     async def clear(self, bot_name: str, key: Key) -> None:
         """Remove state, flow and data. Where nothing is stored, it does nothing."""
@@ -234,9 +240,14 @@ class FSMStore(Store[FSMAdapter]):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
         async with super().__asynccontextmanager__(), open_task_group() as task_group:
             task_group.start_soon(self._sweep_forever, name=f"{self.name}: sweep")
+            self._adapter.on_dropped = self._tell_of_end
+            if self._short is not None:
+                (self._short.worker,) = self._writers
             try:
                 yield self
             finally:
+                if self._adapter.on_dropped == self._tell_of_end:
+                    self._adapter.on_dropped = None
                 task_group.cancel_scope.cancel("the store is closing")
 
     async def _sweep_forever(self) -> None:
@@ -279,8 +290,6 @@ class FSMStore(Store[FSMAdapter]):
 
 
 def _open_memory(_url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
-    from trunkline.fsm.memory import MemoryFSMAdapter
-
     return MemoryFSMAdapter(clock)
 
 

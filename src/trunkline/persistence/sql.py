@@ -151,7 +151,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _take_external_ids(self, participant_id: str) -> set[tuple[str, str]]:
         """Delete the external ids of a participant; which they were."""
-        rows = self._execute(_TAKE_EXTERNAL_IDS, {"participant_id": participant_id}).fetchall()
+        rows = self._execute(_TAKE_EXTERNAL_IDS, {"participant_id": participant_id}).rows
         return {(channel, external_id) for channel, external_id in rows}
 
     def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
@@ -484,7 +484,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self.database.execute(statement, parameters)
 
     def _all(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> list[M]:
-        return [_load(kind, row[0]) for row in self._execute(statement, parameters).fetchall()]
+        return [_load(kind, row[0]) for row in self._execute(statement, parameters).rows]
 
     def _all_of_new(self, kind: type[M], statement: Any) -> list[M]:
         """The models that a statement finds which was made for this call."""
@@ -493,8 +493,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _value(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
         """The first column of the first row; `None` if there is no row."""
-        row = self._execute(statement, parameters).fetchone()
-        return None if row is None else row[0]
+        rows = self._execute(statement, parameters).rows
+        return rows[0][0] if rows else None
 
     def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
         document = self._value(statement, parameters)
