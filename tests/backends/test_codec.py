@@ -170,3 +170,15 @@ def test_a_key_has_at_most_1500_characters():
         encode_key("x" * 1_499)
     with pytest.raises(ConfigurationError, match="1500 characters"):
         encode_key((1, "☃" * 300))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\ud83d\ude00", "a\ud800b"])
+def test_a_key_that_is_no_valid_unicode_is_refused(text):
+    for key in (text, (1, text), (1, (text,))):
+        with pytest.raises(ConfigurationError, match="no valid Unicode"):
+            encode_key(key)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "\\ud83d", '"\\ud83d\\ude00"'])
+def test_a_key_that_only_looks_like_that_is_stored(text):
+    assert decode_key(encode_key((1, text))) == (1, text)

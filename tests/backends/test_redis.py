@@ -204,6 +204,14 @@ def test_missing_rights_are_told(guarded):
     server.close()
 
 
+def test_missing_rights_to_what_a_script_does_are_told(guarded, valkey_server):
+    valkey_server.execute("ACL", "SETUSER", "ann", "-rpush")
+    server = RedisServer(f"valkey://ann:pass%2Fword@{guarded}/0")
+    with pytest.raises(ConfigurationError, match="no permission"):
+        server.call(ScriptCall(ADD, ["allowed"], [1]))
+    server.close()
+
+
 async def test_a_wrong_password_is_one_clear_error_without_the_password(guarded):
     store = FSMStore(f"valkey://ann:hunter2@{guarded}/0")
     with pytest.raises(ConfigurationError, match="invalid username-password") as refusal:

@@ -116,6 +116,12 @@ def _dump_key(parts: Any) -> str:
         text = None
     if text is None or len(text) > _MAX_KEY:
         raise ConfigurationError(f"a key of more than {_MAX_KEY} characters cannot be stored")
+    if "\\ud" in text:
+        # Two halves of a surrogate pair look like the whole; neither is valid Unicode.
+        try:
+            json.dumps(parts, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError("a str of a key is no valid Unicode") from None
     return text
 
 

@@ -158,7 +158,7 @@ class RedisServer:
         if isinstance(error, redis.TimeoutError):
             return ConnectionLost(f"{self.shown_url}: no answer within {self._timeout_ms} ms")
         where = f"{self.shown_url}: {error}"
-        if isinstance(error, _MISTAKES) or "DB index" in str(error):
+        if isinstance(error, _MISTAKES) or any(text in str(error) for text in _MISTAKE_TEXTS):
             return ConfigurationError(where)
         if isinstance(error, ReadOnlyError):
             # It was the primary, and its name may lead to the new one.
@@ -212,6 +212,8 @@ def _check(url: str) -> None:
 
 
 _MISTAKES = (AuthenticationError, AuthorizationError, NoPermissionError)
+#: Those of which the client makes no classes: no such database; no right to a command in a script.
+_MISTAKE_TEXTS = ("DB index", "ACL failure in script")
 _UNAVAILABLE = (BusyLoadingError, ClusterDownError, OutOfMemoryError)
 #: Errors of which the client makes no classes, by the code that they begin with.
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY")
