@@ -79,15 +79,6 @@ async def test_a_cancellation_waits_for_the_function_that_runs(thread):
     assert gate.is_open
 
 
-async def test_what_is_asked_for_in_a_cancelled_scope_does_not_run(thread):
-    ran = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await thread.run(ran.append, 1)
-    await thread.run(ran.append, 2)
-    assert ran == [2]
-
-
 async def test_the_context_of_its_maker_reaches_the_functions():
     token = word.set("set")
     thread = WorkerThread("a thread with a context")

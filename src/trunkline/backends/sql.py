@@ -126,6 +126,8 @@ class Database:
         self._timeout_ms = timeout_ms
         self._engine = _create_engine(url, self.shown_url, timeout_ms, set_up=not read_only)
         self._connection: sa.Connection | None = None
+        # What SQLAlchemy's connection stands on.
+        self._driver: Any = None
         #: How often it has connected; another number is another session of the server.
         self.connections = 0
         self.is_sqlite = self._engine.dialect.name == "sqlite"
@@ -194,9 +196,8 @@ class Database:
 
     def _drive(self, text: str, parameters: Sequence[Any] = ()) -> Result:
         """Have SQLite's driver execute `text`. What it raises is what SQLAlchemy makes of it."""
-        driver: sqlite3.Connection = self._dbapi_connection
         try:
-            cursor = driver.execute(text, parameters)
+            cursor = self._driver.execute(text, parameters)
             # Rows are read here as well: a damaged file may only be noticed at the second.
             return Result(cursor.fetchall(), cursor.rowcount)
         except sqlite3.Error as error:
@@ -291,6 +292,7 @@ class Database:
                 if self._translate(error) is not error:
                     raise
                 raise ConfigurationError(f"{self.shown_url}: {_first_line(error.orig)}") from None
+            self._driver = self._connection.connection.dbapi_connection
             self.connections += 1
         return self._connection
 
@@ -298,21 +300,17 @@ class Database:
         if self.is_sqlite:
             self._drive("COMMIT")
             return
-        if self._dbapi_connection.info.transaction_status.name == "INERROR":
+        if self._driver.info.transaction_status.name == "INERROR":
             # PostgreSQL would roll back and call it a success.
             raise RuntimeError("a statement of this transaction failed, and nobody took notice")
         self.connection.exec_driver_sql("COMMIT")
-
-    @property
-    def _dbapi_connection(self) -> Any:
-        return self.connection.connection.dbapi_connection
 
     def _roll_back(self, *, is_broken: bool = False) -> None:
         """Undo what the transaction did. SQLite may have done so itself, on a full disk."""
         if (is_broken or self.connection.invalidated) and not self.is_memory:
             self._drop_connection()
             return
-        if self.is_sqlite and not self._dbapi_connection.in_transaction:
+        if self.is_sqlite and not self._driver.in_transaction:
             return
         try:
             self.connection.exec_driver_sql("ROLLBACK")
@@ -320,7 +318,7 @@ class Database:
             self._drop_connection()
 
     def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             try:
                 connection.invalidate() if not self.is_sqlite else None
@@ -354,7 +352,7 @@ class Database:
             return
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             self.connection.exec_driver_sql(f"SET LOCAL {setting} = 0")
-        dbapi_connection = self._dbapi_connection
+        dbapi_connection = self._driver
         patience, dbapi_connection.patience = dbapi_connection.patience, None
         try:
             yield

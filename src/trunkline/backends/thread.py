@@ -9,7 +9,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from trunkline.actors.future import Future, asyncio_loop, call_soon_from_thread, new_future
 
@@ -48,17 +47,16 @@ class WorkerThread:
     async def run(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(*args)` in the thread, after all that was asked for before.
 
-        A cancellation before it keeps it from being asked for, and one that comes later waits for
-        its end. (asyncio's own `task.cancel()` does not; the function runs on, and what is asked
-        for after it waits for it.)
+        A cancellation waits for its end. (asyncio's own `task.cancel()` does not; the function runs
+        on, and what is asked for after it waits for it.)
 
         Returns:
             What the function returned; raises what it raised.
         """
-        await checkpoint_if_cancelled()
         job = _Job(function, args, new_future(self._loop))
-        self._jobs.put(job)
         with anyio.CancelScope(shield=True):
+            # The last thing before this task waits: the thread wants the interpreter's lock.
+            self._jobs.put(job)
             await job.done
         if job.error is not None:
             try:

@@ -8,6 +8,8 @@ from copy import copy
 from time import monotonic, sleep
 from typing import Any
 
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from trunkline.actors import Actor, BatchActor, Call
 from trunkline.backends.adapter import Adapter, Operation
 from trunkline.backends.thread import WorkerThread
@@ -117,6 +119,8 @@ class ThreadWorker(BatchActor):
                 # Nobody waits any more for those that are left, and others wait behind them.
                 _fail_all(operations[index:], _no_time_left(failure))
                 return
+            # A store that is cancelled leaves the rest of them: the thread itself heeds nobody.
+            await checkpoint_if_cancelled()
             await self._thread.run(self._run_alone, operations[index], deadline)
             _reply(call)
             error = operations[index].error
