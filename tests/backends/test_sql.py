@@ -321,7 +321,7 @@ def test_postgresql_is_set_up_to_give_up_in_time(postgres_url, connect):
 def test_what_a_url_says_of_patience_holds(postgres_url, connect):
     database = connect(f"{postgres_url}&connect_timeout=77")
     with database.transaction():
-        parameters = database._dbapi_connection.info.get_parameters()
+        parameters = database._driver.info.get_parameters()
     assert parameters["connect_timeout"] == "77"
     assert parameters["keepalives_idle"] == "2"
 

@@ -56,6 +56,21 @@ async def test_what_a_function_raised_is_raised(thread):
     assert not any(error in frame.f_locals.values() for frame in frames[1:])
 
 
+async def test_what_follows_a_function_is_told_its_result_in_the_event_loop(thread):
+    told = []
+
+    def hear(result):
+        told.append((result, threading.get_ident()))
+
+    assert await thread.run(lambda: 42, then=hear) == 42
+    assert told == [(42, threading.get_ident())]
+    with pytest.raises(ZeroDivisionError):
+        await thread.run(lambda: 1 / 0, then=hear)
+    assert len(told) == 1
+    with pytest.raises(KeyError):
+        await thread.run(dict, then=lambda result: result["missing"])
+
+
 async def test_functions_run_one_after_another_in_the_order_of_their_asking(thread):
     ran = []
 

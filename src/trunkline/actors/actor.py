@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from trunkline.actors.mailbox import Call
@@ -49,6 +49,10 @@ class BatchActor(Actor):
 
     Calls on it always take the mailbox: a batch of one is as much I/O as a batch of a hundred.
     """
+
+    #: Whether `handle_batch` lets the event loop run each time, whatever it is given. If not, the
+    #: kernel sees to it between two batches.
+    always_waits: ClassVar[bool] = False
 
     async def handle_batch(self, calls: Sequence[Call]) -> None:
         """Serve `calls`, in their order, by giving each its `answer` or its `fail`.

@@ -260,7 +260,8 @@ class Cell(Generic[A]):
                 self._local_turns.renew_after(self)
             return item
         # A mailbox that never runs empty must not keep the event loop to itself.
-        await checkpoint()
+        if not (isinstance(actor, BatchActor) and actor.always_waits):
+            await checkpoint()
         return item
 
     def _may_serve_locally(self, actor: A) -> bool:

@@ -44,16 +44,23 @@ class WorkerThread:
             daemon=True,
         ).start()
 
-    async def run(self, function: Callable[..., R], *args: Any) -> R:
+    async def run(
+        self, function: Callable[..., R], *args: Any, then: Callable[[R], object] | None = None
+    ) -> R:
         """Run `function(*args)` in the thread, after all that was asked for before.
 
         A cancellation waits for its end. (asyncio's own `task.cancel()` does not; the function runs
         on, and what is asked for after it waits for it.)
 
+        Args:
+            function: what to run.
+            *args: what it takes.
+            then: called with its result in the event loop, a turn of it before this task goes on.
+
         Returns:
             What the function returned; raises what it raised.
         """
-        job = _Job(function, args, new_future(self._loop))
+        job = _Job(function, args, then, new_future(self._loop))
         with anyio.CancelScope(shield=True):
             # The last thing before this task waits: the thread wants the interpreter's lock.
             self._jobs.put(job)
@@ -72,11 +79,18 @@ class WorkerThread:
 
 
 class _Job:
-    __slots__ = ("args", "done", "error", "function", "result")
+    __slots__ = ("args", "done", "error", "function", "result", "then")
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], done: Future) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        then: Callable[[Any], object] | None,
+        done: Future,
+    ) -> None:
         self.function = function
         self.args = args
+        self.then = then
         self.done = done
         self.result: Any = None
         self.error: BaseException | None = None
@@ -99,12 +113,18 @@ def _work(
         except BaseException as error:
             job.error = error
         try:
-            call_soon(_finish, job.done)
+            call_soon(_finish, job)
         except RuntimeError:
             pass  # the event loop has ended, and with it whoever waited
         del job
 
 
-def _finish(done: Future) -> None:
-    if not done.done():
-        done.set_result(None)
+def _finish(job: _Job) -> None:
+    try:
+        if job.then is not None and job.error is None:
+            job.then(job.result)
+    except BaseException as error:
+        job.error = error
+    finally:
+        if not job.done.done():
+            job.done.set_result(None)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from copy import copy
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, ClassVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -72,6 +72,8 @@ class ThreadWorker(BatchActor):
             comes up all the same, and opens it when it is back.
     """
 
+    always_waits: ClassVar = True
+
     def __init__(
         self, adapter: Adapter, *, read_only: bool, timeout_ms: int, restarted: bool = False
     ) -> None:
@@ -99,11 +101,17 @@ class ThreadWorker(BatchActor):
     async def handle_batch(self, calls: Sequence[Call]) -> None:
         deadline = monotonic() + self._timeout
         operations: list[Operation] = [call.args[0] for call in calls]
-        failure = await self._thread.run(self._run_batch, operations)
+
+        def reply_all(failure: Exception | None) -> None:
+            if failure is None:
+                for call in calls:
+                    _reply(call)
+
+        # Not by this task, which goes on a turn of the event loop later.
+        failure = await self._thread.run(self._run_batch, operations, then=reply_all)
         if failure is not None:
             await self._run_singly(calls, failure, deadline)
-        for call in calls:
-            _reply(call)
+            reply_all(None)
         for operation in operations:
             if operation.error is not None and not isinstance(operation.error, TrunklineError):
                 raise self._adapter.shown_bug(operation.error)
