@@ -22,7 +22,7 @@ _SCALARS = frozenset({type(None), bool, int, float, bytes})
 
 
 class Conversation:
-    """One that is kept, as it was written or as Python has it; whichever was asked for last, both.
+    """What is kept of one: as it was written, as Python has it, or both.
 
     As it was written it is a `Kept`, whose values are encoded, so that nobody can change them. As
     Python has it, it costs no decoding; that is for plain data, whose values nobody can change.
