@@ -126,7 +126,8 @@ class Mailbox:
         # is cancelled between taking it and serving it; whoever closes the mailbox answers these.
         self._unanswered: dict[Call, None] = {}
         self._closed_because = ""
-        # On asyncio one timer watches over all calls: it costs a tenth of a cancel scope for each.
+        # On asyncio one timer watches over all calls; a cancel scope for each would cost as much as
+        # all the rest of a call.
         self._loop = asyncio_loop()
         self._timer: asyncio.TimerHandle | None = None
 

@@ -143,7 +143,7 @@ class Database:
     def execute(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> Result:
         """Execute a statement that is made once, and so needs compiling only once.
 
-        On SQLite it goes to the driver: SQLAlchemy takes ten times as long as the database itself.
+        On SQLite it goes to the driver: SQLAlchemy takes longer than the database itself.
         """
         if not self.is_sqlite:
             result = self.connection.execute(statement, parameters)

@@ -23,8 +23,8 @@ _LOOK_SECONDS = 10.0
 class WorkerThread:
     """Runs functions one after another, for tasks of the event loop in which it was made.
 
-    anyio's `to_thread.run_sync` does the same with any thread of a pool. Where it is always the
-    same one, a function is handed over and its result handed back in a third of the time.
+    anyio's `to_thread.run_sync` does the same with any thread of a pool. One that is always the
+    same takes less to hand a function over and its result back, which a single caller notices.
 
     Args:
         name: what debuggers and profilers call the thread.
