@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 
@@ -165,46 +166,74 @@ async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(make
         assert not queued.awaited
 
 
-async def test_every_caller_has_a_time_of_his_own(make_mailbox):
-    mailbox = make_mailbox(64, timeout_ms=400)
-    waited = {}
+class LoopTime:
+    """The time of asyncio's event loop, which passes only when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self._now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self._now)
+
+    async def pass_by(self, seconds):
+        self._now += seconds
+        await turns(4)
+
+
+@pytest.fixture
+async def loop_time(monkeypatch):
+    return LoopTime(monkeypatch)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_every_caller_has_a_time_of_his_own(make_mailbox, loop_time):
+    mailbox = make_mailbox(4, timeout_ms=1_000)
+    outcomes = {}
 
     async def caller(number):
-        started = anyio.current_time()
-        answered = await mailbox.ask(call())
-        waited[number] = (answered, anyio.current_time() - started)
+        outcomes[number] = await mailbox.ask(call())
 
     async with anyio.create_task_group() as task_group:
         for number in range(4):
             task_group.start_soon(caller, number)
-            await anyio.sleep(0.1)
-        for number in range(4):
-            item = mailbox.take_nowait()
-            if number == 2:
-                item.answer("in time")
-    assert waited.pop(2)[0] is True
-    for answered, seconds in waited.values():
-        assert answered is False
-        # Not with the first of them, nor with the last.
-        assert 0.39 < seconds < 0.6
+            await turns(2)
+            await loop_time.pass_by(0.1)
+        taken = [mailbox.take_nowait() for _ in range(4)]
+        taken[2].answer("in time")
+        await loop_time.pass_by(0.59)
+        assert outcomes == {2: True}
+        await loop_time.pass_by(0.02)
+        assert outcomes == {2: True, 0: False}
+        await loop_time.pass_by(0.1)
+        assert outcomes == {2: True, 0: False, 1: False}
+        await loop_time.pass_by(0.1)
+        assert not taken[3].answered
+        await loop_time.pass_by(0.1)
+    assert outcomes == {2: True, 0: False, 1: False, 3: False}
+    assert not any(item.awaited for item in taken)
 
 
-async def test_time_goes_on_being_watched_after_a_quiet_while(make_mailbox):
-    mailbox = make_mailbox(2, timeout_ms=40)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_time_goes_on_being_watched_after_a_quiet_while(make_mailbox, loop_time):
+    mailbox = make_mailbox(2, timeout_ms=1_000)
     for _ in range(3):
         queued = call()
-        assert await mailbox.ask(queued) is False
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(ask, mailbox, queued)
+            await turns(2)
+            await loop_time.pass_by(1.1)
         assert not queued.awaited
         assert mailbox.take_nowait() is queued
-        await anyio.sleep(0.06)
+        await loop_time.pass_by(5)
 
 
-async def test_a_reply_behind_the_end_of_the_time_disturbs_nobody(make_mailbox):
-    mailbox = make_mailbox(2, timeout_ms=100)
-    late = call()
-    assert await mailbox.ask(late) is False
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_reply_behind_the_end_of_the_time_disturbs_nobody(make_mailbox, loop_time):
+    mailbox = make_mailbox(2, timeout_ms=1_000)
+    late, in_time = call(), call()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(ask, mailbox, late)
+        await turns(2)
+        await loop_time.pass_by(1.1)
     mailbox.take_nowait().answer("late")
-    in_time = call()
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(ask, mailbox, in_time)
         (await mailbox.take()).answer("in time")
