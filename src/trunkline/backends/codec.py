@@ -97,6 +97,7 @@ def encode_key(key: Key) -> str:
     return _dump_key(_checked_key(key, key, 0))
 
 
+@lru_cache(maxsize=16_384)
 def decode_key(text: str) -> Key:
     """The key of which `encode_key` made `text`."""
     key: Key = _tuples(json.loads(text))

@@ -30,7 +30,7 @@ class Conversation:
 
     __slots__ = ("_kept", "_may_be_plain", "data", "expires_at_ms", "flow", "state")
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, before: Conversation | None) -> None:
         self.flow = kept.record.step.flow
         self.state = kept.record.step.state
         self.expires_at_ms = kept.expires_at_ms
@@ -38,8 +38,11 @@ class Conversation:
         #: state, calls `changed`.
         self.data: Any = None
         self._kept: Kept | None = kept
-        # One that expires is left to those who look at the clock.
-        self._may_be_plain = kept.expires_at_ms is None
+        # One that expires is left to those who look at the clock; one that was not plain before is
+        # not looked through after each change.
+        self._may_be_plain: bool = kept.expires_at_ms is None and (
+            before is None or before._may_be_plain or before.expires_at_ms is not None
+        )
 
     @property
     def kept(self) -> Kept:
@@ -111,13 +114,16 @@ class MemoryFSMAdapter(RecordFSMAdapter):
 
     def conversations(self, bot_name: str) -> _Conversations:
         """Those of one bot."""
-        return self._bots.setdefault(bot_name, OrderedDict())
+        found = self._bots.get(bot_name)
+        if found is None:
+            found = self._bots[bot_name] = OrderedDict()
+        return found
 
     def save(self, place: Place, record: Record, ttl_ms: int | None) -> None:
         if self._ends:
             self._forget_end(place)
-        super().save(place, record, ttl_ms)
-        end = self.conversations(place.bot_name)[decode_key(place.key)].expires_at_ms
+        end = None if ttl_ms is None else self._clock() + ttl_ms
+        self._write(place, Kept(record, end))
         if ttl_ms is not None and end is not None:
             self._ends.setdefault(ttl_ms, OrderedDict())[place] = end
 
@@ -151,7 +157,7 @@ class MemoryFSMAdapter(RecordFSMAdapter):
             self._forget_end(place)
             del conversations[key]
             return
-        conversations[key] = Conversation(kept)
+        conversations[key] = Conversation(kept, conversations.get(key))
         conversations.move_to_end(key)
         if len(conversations) > self._max_conversations:
             oldest, dropped = conversations.popitem(last=False)
@@ -196,9 +202,11 @@ class ShortWay:
             if type(part) is not int and type(part) not in _KEY_PARTS:
                 return None
         try:
-            conversations = self._bots[bot_name]
-            found = conversations[key]
-        except (KeyError, TypeError):
+            conversations = self._bots.get(bot_name)
+        except TypeError:  # no name at all, which the ordinary way will say
+            return None
+        found = None if conversations is None else conversations.get(key)
+        if conversations is None or found is None:
             return None
         if found.data is None and not found.decode_plain():
             return None
