@@ -20,7 +20,8 @@ from sqlalchemy.pool import NullPool
 
 from tests.servers.writer import open_with_steps, processes
 from trunkline.backends import Conflict, ConnectionLost
-from trunkline.backends.sql import _MIGRATION_LOCK, Database
+from trunkline.backends.sql import Database
+from trunkline.backends.sql.database import _MIGRATION_LOCK
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
 words = sa.Table(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from trunkline.actors.mailbox import Call
 
-__all__ = ("Actor",)
+__all__ = ("Actor", "BatchActor")
 
 
 class Actor:
