@@ -7,10 +7,7 @@ Catch `TrunklineError` for all of them, or a built-in where one fits: a bad key 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trunkline.persistence import Message
+from typing import Any
 
 __all__ = (
     "ActorCrashed",
@@ -22,6 +19,7 @@ __all__ = (
     "InvalidModel",
     "InvalidRoute",
     "InvalidSessionKey",
+    "LockLost",
     "NoRoute",
     "NotFound",
     "NotRecorded",
@@ -29,10 +27,12 @@ __all__ = (
     "RestartIntensityExceeded",
     "RouteExpired",
     "RouteNotFound",
+    "StoreError",
     "StoreUnavailable",
     "TransactionConflict",
     "TransitionError",
     "TrunklineError",
+    "UnreadableRecord",
 )
 
 
@@ -122,16 +122,31 @@ class PartitionUnavailable(TrunklineError):
     """The partition that holds this key is down, and no fallback was given."""
 
 
-class StoreUnavailable(TrunklineError):
-    """The database or server behind a store does not answer."""
+class StoreError(TrunklineError):
+    """The database behind a store refused a call, or answered what no store expects."""
+
+
+class StoreUnavailable(StoreError):
+    """The database or server behind a store does not answer, or not in time.
+
+    Nothing was stored, unless the message says that the call may have been.
+    """
+
+
+class UnreadableRecord(StoreError):
+    """A stored row cannot be decoded; the message names its table and its key."""
+
+
+class LockLost(TrunklineError):
+    """A lock ended before it was released: another process may have held it meanwhile."""
 
 
 class NotRecorded(TrunklineError):
-    """An answer has gone out, and that could not be stored: do not send it again."""
+    """An answer was sent, and that could not be stored: do not send it again."""
 
-    #: The message as it should be stored: `sent`, with its external id.
-    answer: Message | None
+    #: The `Message` as it should be stored: `sent`, with its external id.
+    answer: Any
 
-    def __init__(self, message: str, answer: Message | None = None) -> None:
+    def __init__(self, message: str, answer: Any = None) -> None:
         super().__init__(message)
         self.answer = answer

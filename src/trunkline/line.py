@@ -14,7 +14,6 @@ import anyio
 import msgspec
 
 from trunkline.actors import Service
-from trunkline.actors.policy import require_positive
 from trunkline.backends import StoreStats
 from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable
@@ -37,6 +36,7 @@ from trunkline.routing import (
     SessionRouter,
 )
 from trunkline.signal import SignalAdapter, SignalStore
+from trunkline.validation import require_positive
 
 __all__ = ("Arrival", "LineStats", "Trunkline")
 

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from trunkline.actors import RestartPolicy
-from trunkline.actors.policy import CrashHistory, require_positive
+from trunkline.actors.policy import CrashHistory
 from trunkline.errors import ConfigurationError
+from trunkline.validation import require_positive
 
 
 def test_fifteen_crashes_a_minute_are_forgiven_by_default():

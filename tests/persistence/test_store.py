@@ -144,7 +144,7 @@ NO_IDS = [
     (b"x", "is a non-empty str, not b'x'"),
     (["x"], r"is a non-empty str, not \['x'\]"),
     ("a\0b", "has a NUL"),
-    ("a\ud800b", "is no valid Unicode"),
+    ("a\ud800b", "is not valid Unicode"),
     ("x" * 801, "is longer than 800 bytes"),
     ("x" * 1_000_000, "is longer than 800 bytes"),
 ]

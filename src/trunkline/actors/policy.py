@@ -8,8 +8,9 @@ from collections import deque
 import msgspec
 
 from trunkline.errors import ConfigurationError
+from trunkline.validation import require_non_negative, require_positive
 
-__all__ = ("CrashHistory", "RestartPolicy", "require_positive")
+__all__ = ("CrashHistory", "RestartPolicy")
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +36,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.25
 
     def __post_init__(self) -> None:
-        if type(self.max_restarts) is not int or self.max_restarts < 0:
-            raise ConfigurationError(
-                f"max_restarts must be an int of 0 or more, not {self.max_restarts!r}"
-            )
+        require_non_negative("max_restarts", self.max_restarts)
         require_positive("within_ms", self.within_ms)
         require_positive("min_backoff_ms", self.min_backoff_ms)
         require_positive("max_backoff_ms", self.max_backoff_ms)
@@ -65,14 +63,3 @@ class CrashHistory:
         while self._instants[0] <= now_ms - self._within_ms:
             self._instants.popleft()
         return len(self._instants)
-
-
-def require_positive(name: str, value: object) -> int:
-    """`value`, if it is an int of 1 or more.
-
-    Raises:
-        ConfigurationError: it is not; a bool and a float are refused as well.
-    """
-    if type(value) is not int or value < 1:
-        raise ConfigurationError(f"{name} must be an int of 1 or more, not {value!r}")
-    return value

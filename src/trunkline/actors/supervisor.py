@@ -15,9 +15,10 @@ from trunkline.actors.actor import Actor
 from trunkline.actors.cell import Cell, LocalTurns, shown
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service, open_task_group
-from trunkline.actors.policy import CrashHistory, RestartPolicy, require_positive
+from trunkline.actors.policy import CrashHistory, RestartPolicy
 from trunkline.actors.ref import ActorRef
 from trunkline.errors import RestartIntensityExceeded
+from trunkline.validation import require_positive
 
 __all__ = ("LifecycleListener", "Supervisor")
 

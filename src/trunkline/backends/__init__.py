@@ -5,9 +5,9 @@ opened by `trunkline.backends.sql`.
 """
 
 from trunkline.backends.adapter import Adapter
+from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.store import Store, StoreStats
 from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password
-from trunkline.backends.workers import Conflict, ConnectionLost
 
 __all__ = (
     "REDIS_SCHEMES",

@@ -83,7 +83,7 @@ def encode(value: object) -> bytes:
     try:
         return _encoder.encode(_pack(value, 0))
     except UnicodeEncodeError:
-        raise Unstorable("a str is no valid Unicode") from None
+        raise Unstorable("a str is not valid Unicode") from None
 
 
 def encode_key(key: Key) -> str:
@@ -122,7 +122,7 @@ def _dump_key(parts: Any) -> str:
         try:
             json.dumps(parts, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ConfigurationError("a str of a key is no valid Unicode") from None
+            raise ConfigurationError("a str of a key is not valid Unicode") from None
     return text
 
 

@@ -18,7 +18,7 @@ import structlog
 from uuid_utils import uuid7
 
 from trunkline.actors.lifetime import open_task_group
-from trunkline.backends.workers import ConnectionLost
+from trunkline.backends.errors import ConnectionLost
 from trunkline.errors import TrunklineError
 
 __all__ = ("KeyLocks", "Lease", "hold_shared")

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from trunkline.backends.adapter import Adapter
+from trunkline.backends.errors import ConnectionLost
 from trunkline.backends.url import hide_password
-from trunkline.backends.workers import ConnectionLost
 from trunkline.errors import ConfigurationError, StoreUnavailable
 
 try:

@@ -9,12 +9,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import msgspec
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
-from trunkline.actors.policy import require_positive
 from trunkline.backends.adapter import Adapter, Operation
 from trunkline.backends.locks import KeyLocks, Lease, hold_shared
 from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
 from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable, TrunklineError
 from trunkline.observe import Events
+from trunkline.validation import require_positive
 
 __all__ = ("Store", "StoreStats")
 

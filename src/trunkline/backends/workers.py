@@ -12,18 +12,11 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from trunkline.actors import Actor, BatchActor, Call
 from trunkline.backends.adapter import Adapter, Operation
+from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.thread import WorkerThread
 from trunkline.errors import StoreUnavailable, TrunklineError
 
-__all__ = ("Conflict", "ConnectionLost", "DirectWorker", "ThreadWorker", "run_operation")
-
-
-class ConnectionLost(StoreUnavailable):
-    """The connection is gone; what was under way may or may not have been committed."""
-
-
-class Conflict(StoreUnavailable):
-    """Another transaction stood in the way. Nothing was stored, and trying again helps."""
+__all__ = ("DirectWorker", "ThreadWorker", "run_operation")
 
 
 def run_operation(_worker: Actor, _operation: Operation) -> Any:

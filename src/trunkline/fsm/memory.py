@@ -6,11 +6,10 @@ from collections import Counter, OrderedDict
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 from trunkline.actors import ActorRef
-from trunkline.actors.policy import require_positive
 from trunkline.backends.codec import Key, decode, decode_key, encode, encode_key
-from trunkline.backends.text import text_problem
 from trunkline.fsm.adapter import Place, Record, Step
 from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
+from trunkline.validation import require_positive, text_problem
 
 __all__ = ("Conversation", "MemoryFSMAdapter", "ShortWay", "is_plain")
 

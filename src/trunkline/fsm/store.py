@@ -11,16 +11,15 @@ from anyio.lowlevel import checkpoint
 
 from trunkline.actors import sleep_ms
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive
 from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
 from trunkline.backends.codec import Key, decode, decode_key, encode_key
-from trunkline.backends.text import text_problem
 from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 from trunkline.fsm.memory import MemoryFSMAdapter, ShortWay, is_plain
 from trunkline.fsm.records import WallClock, encode_fields, wall_clock_ms
 from trunkline.fsm.state import FSMState
 from trunkline.observe import Event
+from trunkline.validation import require_positive, text_problem
 
 __all__ = ("ConversationExpired", "FSMStore")
 

@@ -20,8 +20,8 @@ from msgspec import Meta
 from msgspec.structs import replace
 from uuid_utils import uuid7
 
-from trunkline.backends.text import text_problem
 from trunkline.errors import InvalidModel
+from trunkline.validation import text_problem
 
 __all__ = (
     "BridgeConfig",

@@ -8,10 +8,8 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import replace
 
-from trunkline.actors.policy import require_positive
 from trunkline.backends import Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
-from trunkline.backends.text import text_problem
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
 from trunkline.persistence.adapter import (
     KINDS,
@@ -39,6 +37,7 @@ from trunkline.persistence.models import (
     id_problem,
     shown,
 )
+from trunkline.validation import require_positive, text_problem
 
 __all__ = ("PersistenceStore",)
 

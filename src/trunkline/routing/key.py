@@ -109,7 +109,7 @@ def session_key(key: AnySessionKey) -> SessionKey:
             part.encode()
         except UnicodeEncodeError as error:
             raise InvalidSessionKey(
-                f"{name} of session key {key!r} is no valid Unicode: {error.reason}"
+                f"{name} of session key {key!r} is not valid Unicode: {error.reason}"
             ) from None
     return key if type(key) is SessionKey else SessionKey(*key)  # type: ignore[arg-type]
 

@@ -22,7 +22,6 @@ from trunkline.actors import (
     sleep_ms,
 )
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive
 from trunkline.errors import (
     ActorCrashed,
     ActorStopped,
@@ -50,6 +49,7 @@ from trunkline.routing.route import (
     valid_route,
 )
 from trunkline.routing.stats import Counters, PartitionStats, RouterStats
+from trunkline.validation import require_positive
 
 __all__ = ("PruneResult", "RouterConfig", "SessionRouter")
 

@@ -13,16 +13,15 @@ import anyio
 import msgspec
 
 from trunkline.actors.lifetime import open_task_group
-from trunkline.actors.policy import require_positive
 from trunkline.backends import REDIS_SCHEMES, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lease
-from trunkline.backends.text import text_problem
 from trunkline.errors import ConfigurationError, StoreUnavailable, TransactionConflict
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 from trunkline.signal.families import FAMILIES
 from trunkline.signal.transaction import SignalTransaction
+from trunkline.validation import require_positive, text_problem
 
 __all__ = ("SignalStore",)
 

@@ -15,11 +15,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.sql import statements
 from trunkline.backends.sql.engine import check_sqlite_path, create_engine, sqlite_path
 from trunkline.backends.sql.errors import first_line, is_broken, translate
 from trunkline.backends.url import hide_password
-from trunkline.backends.workers import Conflict, ConnectionLost
 from trunkline.errors import ConfigurationError
 
 __all__ = ("Database", "Migration", "Result")

@@ -7,7 +7,7 @@ import sqlite3
 
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 
-from trunkline.backends.workers import Conflict, ConnectionLost
+from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.errors import ConfigurationError, InvalidModel, StoreUnavailable
 
 __all__ = ("first_line", "is_broken", "translate")
