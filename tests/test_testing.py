@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
@@ -160,3 +163,61 @@ async def test_a_crash_looks_like_a_bug_in_a_handler():
         await router.set_many({("a", "b", str(number)): Route(1) for number in range(50)})
     assert [type(error) for error in errors] == [InjectedCrash]
     assert str(errors[0]) == "crash() was called"
+
+
+# -- contract suites -----------------------------------------------------------------------------
+
+ADAPTERS = {
+    "FSMContract": "trunkline.fsm.memory.MemoryFSMAdapter",
+    "PersistenceContract": "trunkline.persistence.memory.MemoryPersistenceAdapter",
+    "SignalContract": "trunkline.signal.memory.MemorySignalAdapter",
+}
+
+
+@pytest.mark.parametrize("contract", ADAPTERS)
+def test_a_contract_suite_runs_without_hypothesis_and_reports_what_it_skipped(tmp_path, contract):
+    module, _, adapter = ADAPTERS[contract].rpartition(".")
+    (tmp_path / "test_adapter.py").write_text(
+        f"""
+import pytest
+from {module} import {adapter}
+from trunkline.testing import {contract}
+
+class TestAdapter({contract}):
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    @pytest.fixture
+    def adapter(self):
+        return {adapter}()
+"""
+    )
+    program = tmp_path / "without_hypothesis.py"
+    program.write_text(
+        """
+import sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+
+def without_hypothesis(name, path=None, target=None):
+    if name.partition(".")[0] != "hypothesis":
+        return find_spec(name, path, target)
+
+PathFinder.find_spec = staticmethod(without_hypothesis)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+    )
+    options = ["-q", "-rs", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    done = subprocess.run(
+        [sys.executable, program, *options, "test_adapter.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    skipped = contract != "PersistenceContract"
+    assert ("hypothesis is not installed" in done.stdout) is skipped

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from trunkline.backends import codec
 from trunkline.backends.codec import Unstorable, decode, decode_key, encode, encode_key
-from trunkline.contracts.fsm import KEYS, KINDS, UNSTORABLE, VALUES, WRONG_KEYS, same
+from trunkline.contracts.fsm.properties import VALUES
+from trunkline.contracts.fsm.samples import KEYS, KINDS, UNSTORABLE, WRONG_KEYS, same
 from trunkline.errors import ConfigurationError
 
 PARIS = ZoneInfo("Europe/Paris")
