@@ -201,11 +201,12 @@ from importlib.machinery import PathFinder
 
 find_spec = PathFinder.find_spec
 
-def without_hypothesis(name, path=None, target=None):
-    if name.partition(".")[0] != "hypothesis":
-        return find_spec(name, path, target)
+class WithoutHypothesis:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != "hypothesis":
+            return find_spec(name, path, target)
 
-PathFinder.find_spec = staticmethod(without_hypothesis)
+PathFinder.find_spec = WithoutHypothesis().find_spec
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
