@@ -321,7 +321,7 @@ def test_saving_does_not_change_what_is_measured(capsys, chat):
         ("sqlite:///no/bot.db", "the folder of no/bot.db does not exist"),
         ("sqlite:///chat.jsonl", "file is not a database"),
         ("postgresql://me:hunter2@127.0.0.1:1/bot", "me:***@127.0.0.1:1/bot"),
-        ("redis://me:hunter2@localhost", "no adapter for 'redis://me:***@localhost'"),
+        ("redis://me:hunter2@localhost", "no persistence adapter for 'redis://me:***@localhost'"),
         ("bot.db", "a store's URL looks like"),
     ],
 )

@@ -269,7 +269,7 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
         ("sqlite:///.", "is a folder, not a database file"),
         ("sqlite:///text.db", "file is not a database"),
         ("bot.db", "a store's URL looks like"),
-        ("mysql://me:hunter2@localhost/bot", "no adapter for 'mysql://me:***@localhost/bot'"),
+        ("mysql://me:hunter2@localhost/bot", "no fsm adapter for 'mysql://me:***@localhost/bot'"),
         ("postgresql://me:hunter2@127.0.0.1:1/bot", "postgresql://me:***@127.0.0.1:1/bot"),
         ("valkey://me:hunter2@127.0.0.1:1/0", "valkey://me:***@127.0.0.1:1/0"),
     ],

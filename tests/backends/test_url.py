@@ -6,62 +6,114 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.backends import choose_adapter, hide_password
+from trunkline.backends import (
+    Adapter,
+    AdapterOptions,
+    choose_adapter,
+    hide_password,
+    open_adapter,
+    register_adapter,
+)
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMStore
+from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence import PersistenceStore
-from trunkline.signal import SignalStore
+from trunkline.signal import SignalAdapter, SignalStore
+from trunkline.signal.memory import MemorySignalAdapter
 
 STORES = [PersistenceStore, FSMStore, SignalStore]
 
-SCHEMES = {"memory": lambda url: ("memory", url), "sqlite": lambda url: ("sqlite", url)}
+OPTIONS = AdapterOptions()
 
 #: Any text that could have been pasted where a password belongs, escaped or not. What is no letter
 #: is kept apart by a mark that stands nowhere else, so that a part of it is found again.
 PASSWORDS = st.lists(st.sampled_from(["SeCrEt", *"@:/?#[]%&=+ \n\\\"'{}"]), min_size=1).map("".join)
 
 
-def test_the_scheme_chooses_the_adapter():
-    assert choose_adapter("memory://", None, SCHEMES) == ("memory", "memory://")
-    assert choose_adapter("sqlite:///a.db", None, SCHEMES) == ("sqlite", "sqlite:///a.db")
-
-
-@pytest.mark.parametrize("url", ["SQLite:///a.db", "sqlite+pysqlite:///a.db"])
-def test_the_case_of_a_scheme_and_its_driver_do_not_matter(url):
-    assert choose_adapter(url, None, SCHEMES) == ("sqlite", url)
+@pytest.mark.parametrize("url", ["memory://", "Memory://", "memory+anything://"])
+def test_the_scheme_chooses_the_adapter_whatever_its_case_and_driver(url):
+    assert isinstance(open_adapter("signal", url, OPTIONS), MemorySignalAdapter)
 
 
 def test_an_adapter_that_is_given_is_taken():
-    adapter = ("mine", "")
-    assert choose_adapter(None, adapter, SCHEMES) is adapter
+    adapter = MemorySignalAdapter()
+    assert choose_adapter(SignalAdapter, None, adapter, OPTIONS) is adapter
 
 
 def test_a_url_and_an_adapter_are_one_too_many():
     with pytest.raises(ConfigurationError, match="a URL or an adapter, not both"):
-        choose_adapter("memory://", ("mine", ""), SCHEMES)
+        choose_adapter(SignalAdapter, "memory://", MemorySignalAdapter(), OPTIONS)
 
 
 def test_neither_a_url_nor_an_adapter_is_too_little():
     with pytest.raises(ConfigurationError, match=r"give a URL, such as 'sqlite:///bot\.db'"):
-        choose_adapter(None, None, SCHEMES)
+        choose_adapter(SignalAdapter, None, None, OPTIONS)
+
+
+def test_an_adapter_of_another_store_is_refused():
+    with pytest.raises(ConfigurationError, match="needs a SignalAdapter, not MemoryFSMAdapter"):
+        choose_adapter(SignalAdapter, None, MemoryFSMAdapter(), OPTIONS)
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_are_known():
-    with pytest.raises(ConfigurationError, match="known are memory://, sqlite://") as refused:
-        choose_adapter("mysql://bot:hunter2@host/db", None, SCHEMES)
+    with pytest.raises(ConfigurationError, match="known are memory://, postgresql://") as refused:
+        open_adapter("persistence", "mysql://bot:hunter2@host/db", OPTIONS)
     assert "'mysql://bot:***@host/db'" in str(refused.value)
+
+
+def test_a_scheme_that_another_store_has_is_refused():
+    with pytest.raises(ConfigurationError, match="no persistence adapter for 'redis://host'"):
+        open_adapter("persistence", "redis://host", OPTIONS)
 
 
 @pytest.mark.parametrize("url", ["bot.db", "", "sqlite:bot.db", 42, b"sqlite://"])
 def test_what_is_no_url_is_refused_with_one_that_is(url):
     with pytest.raises(ConfigurationError, match=r"looks like 'sqlite:///bot\.db', not"):
-        choose_adapter(url, None, SCHEMES)
+        open_adapter("fsm", url, OPTIONS)
 
 
 def test_the_password_of_a_url_without_slashes_is_not_shown():
     with pytest.raises(ConfigurationError) as refused:
-        choose_adapter("postgresql:bot:hunter2@host/db", None, SCHEMES)
+        open_adapter("fsm", "postgresql:bot:hunter2@host/db", OPTIONS)
     assert "hunter2" not in str(refused.value)
+
+
+class CloudSignalAdapter(MemorySignalAdapter):
+    """Somebody else's adapter."""
+
+    @classmethod
+    def from_url(cls, url, options):
+        adapter = cls()
+        adapter.url, adapter.namespace = url, options.namespace
+        return adapter
+
+
+def test_a_registered_adapter_opens_the_urls_of_its_scheme():
+    register_adapter("cloud", CloudSignalAdapter)
+    store = SignalStore("cloud://keys", namespace="shop")
+    assert (store._adapter.url, store._adapter.namespace) == ("cloud://keys", "shop")
+    with pytest.raises(ConfigurationError, match="no fsm adapter"):
+        FSMStore("cloud://keys")
+
+
+@pytest.mark.parametrize("wrong", [CloudSignalAdapter(), Adapter, str, None])
+def test_what_is_not_a_class_of_adapters_is_not_registered(wrong):
+    with pytest.raises(ConfigurationError, match="subclasses a store's contract"):
+        register_adapter("cloud", wrong)
+
+
+@pytest.mark.parametrize("namespace", ["", "x" * 101, "a\0b", "\ud800", None, 42])
+@pytest.mark.parametrize("store", STORES)
+def test_a_namespace_that_no_database_can_store_is_refused(store, namespace):
+    with pytest.raises(ConfigurationError, match="namespace"):
+        store("memory://", namespace=namespace)
+
+
+def test_a_namespace_beside_an_adapter_that_has_another_is_refused():
+    adapter = CloudSignalAdapter.from_url("cloud://keys", AdapterOptions(namespace="shop"))
+    assert SignalStore(adapter=adapter, namespace="shop")._adapter is adapter
+    with pytest.raises(ConfigurationError, match="the adapter has the namespace 'shop'"):
+        SignalStore(adapter=adapter, namespace="another")
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -35,7 +35,10 @@ SEVENTIES_MS = 10**9
         ({}, "give a URL"),
         ({"url": "memory://", "adapter": MemoryFSMAdapter()}, "not both"),
         ({"url": "bot.db"}, "a store's URL looks like"),
-        ({"url": "mysql://ann:hunter2@host/db"}, r"no adapter for 'mysql://ann:\*\*\*@host/db'"),
+        (
+            {"url": "mysql://ann:hunter2@host/db"},
+            r"no fsm adapter for 'mysql://ann:\*\*\*@host/db'",
+        ),
         ({"url": "memory://", "sweep_interval_ms": 0}, "sweep_interval_ms must be"),
         ({"url": "memory://", "call_timeout_ms": 0}, "call_timeout_ms must be"),
     ],

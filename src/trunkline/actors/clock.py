@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import anyio
 
-__all__ = ("Clock", "SleepingClock", "monotonic_ms", "sleep_ms")
+__all__ = ("Clock", "SleepingClock", "monotonic_ms", "sleep_ms", "wall_clock_ms")
 
 
 class Clock(Protocol):
@@ -28,6 +28,11 @@ class SleepingClock(Protocol):
 def monotonic_ms() -> int:
     """The monotonic clock of the operating system, in milliseconds."""
     return time.monotonic_ns() // 1_000_000
+
+
+def wall_clock_ms() -> int:
+    """The wall clock of the operating system, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 async def sleep_ms(clock: Clock, duration_ms: int) -> None:

@@ -8,9 +8,9 @@ from time import perf_counter
 
 import msgspec
 
+from trunkline.actors.clock import wall_clock_ms
 from trunkline.admin.side import STORES, Schema, Shelf, Side, open_side
 from trunkline.errors import ConfigurationError, NotFound
-from trunkline.fsm.records import wall_clock_ms
 
 __all__ = ("CopyReport", "ShelfCopy", "TargetNotEmpty", "copy_database")
 

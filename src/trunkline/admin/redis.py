@@ -163,3 +163,7 @@ class SignalShelf(Shelf):
 def _database_number(url: str) -> int:
     parsed = parse_url(url.replace("valkey", "redis", 1))  # type: ignore[no-untyped-call]
     return parsed.get("db") or 0
+
+
+#: For `open_side`.
+SIDE = RedisSide

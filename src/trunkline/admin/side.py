@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import msgspec
 
-from trunkline.backends import REDIS_SCHEMES, choose_adapter
+from trunkline.backends import AdapterOptions, open_adapter
 from trunkline.errors import ConfigurationError
 
 __all__ = ("STORES", "Key", "Row", "Schema", "Shelf", "Side", "open_side")
@@ -140,28 +141,11 @@ def open_side(url: str) -> Side:
     Raises:
         ConfigurationError: it cannot work.
     """
-    return choose_adapter(url, None, _SCHEMES)
-
-
-def _open_memory(url: str) -> Side:
-    raise ConfigurationError(f"{url}: what is in memory is gone with its process")
-
-
-def _open_sql(url: str) -> Side:
-    from trunkline.admin.sql import SQLSide
-
-    return SQLSide(url)
-
-
-def _open_redis(url: str) -> Side:
-    from trunkline.admin.redis import RedisSide
-
-    return RedisSide(url)
-
-
-_SCHEMES = {
-    "memory": _open_memory,
-    "sqlite": _open_sql,
-    "postgresql": _open_sql,
-    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
-}
+    adapter = open_adapter("fsm", url, AdapterOptions())
+    if not adapter.blocking:
+        raise ConfigurationError(f"{url}: what is in memory is gone with its process")
+    # Imported where it is used: a program loads only the drivers that it uses.
+    kind = "redis" if hasattr(adapter, "server") else "sql"
+    module: Any = import_module(f"trunkline.admin.{kind}")
+    side: Side = module.SIDE(url)
+    return side

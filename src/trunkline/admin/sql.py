@@ -245,3 +245,7 @@ class TableShelf(Shelf):
 _PAGE_ROWS, _PAGE_BYTES = 2_000, 1 << 20
 
 _STREAMED = {"stream_results": True, "yield_per": 50}
+
+
+#: For `open_side`.
+SIDE = SQLSide

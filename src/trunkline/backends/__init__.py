@@ -6,16 +6,24 @@ opened by `trunkline.backends.sql`.
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.errors import Conflict, ConnectionLost
+from trunkline.backends.registry import (
+    AdapterOptions,
+    choose_adapter,
+    open_adapter,
+    register_adapter,
+)
 from trunkline.backends.store import Store, StoreStats
-from trunkline.backends.url import REDIS_SCHEMES, choose_adapter, hide_password
+from trunkline.backends.url import hide_password
 
 __all__ = (
-    "REDIS_SCHEMES",
     "Adapter",
+    "AdapterOptions",
     "Conflict",
     "ConnectionLost",
     "Store",
     "StoreStats",
     "choose_adapter",
     "hide_password",
+    "open_adapter",
+    "register_adapter",
 )

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from trunkline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from trunkline.backends.registry import AdapterOptions
 
 __all__ = ("Adapter", "Operation")
 
@@ -35,6 +40,12 @@ class Adapter:
     `TrunklineError`, which is the answer to one call, or a bug.
     """
 
+    #: The store that it is for: `persistence`, `fsm`, `signal`. A contract sets it.
+    store: ClassVar[str] = ""
+
+    #: Leads every key, index and lock: adapters of two namespaces never see each other's data.
+    namespace: str = "default"
+
     #: Whether methods wait for I/O. If so the store runs them in a thread of their own, a batch of
     #: calls at a time; if not, at once in the event loop.
     blocking: ClassVar[bool] = True
@@ -51,6 +62,15 @@ class Adapter:
     #: How long a lock among processes lasts if it is not renewed, in milliseconds; 0 if the
     #: database has no such locks.
     lease_ms: int = 0
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        """An adapter for `url`, not yet connected. For `register_adapter`.
+
+        Raises:
+            ConfigurationError: the URL cannot work.
+        """
+        raise ConfigurationError(f"{cls.__name__} cannot be opened by a URL")
 
     def open(self) -> None:
         """Connect, and create or migrate what is stored there. Called again after a crash.

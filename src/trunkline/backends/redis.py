@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.errors import ConnectionLost
+from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.url import hide_password
 from trunkline.errors import ConfigurationError, StoreUnavailable
 
@@ -233,8 +234,13 @@ class RedisAdapter(Adapter):
     lock_prefix: str
     lease_ms = 10_000
 
-    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
+        self.namespace = namespace
         self.server = RedisServer(url, timeout_ms)
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls(url, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def sibling(self) -> Self:
         other = copy(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import msgspec
 
@@ -44,6 +44,8 @@ class FSMAdapter(Adapter, ABC):
     A record whose time is over is not there. A change of what is not there begins with an empty
     record. Each method is atomic, also among processes.
     """
+
+    store: ClassVar = "fsm"
 
     #: Told by an adapter that keeps no more than so many, of each that it has dropped. The store
     #: sets it. It is for the event loop's thread, and so for adapters that do not wait for I/O.

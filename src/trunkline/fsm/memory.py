@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from typing import Any, ClassVar, TypeAlias, TypeGuard
+from typing import Any, ClassVar, Self, TypeAlias, TypeGuard
 
 from trunkline.actors import ActorRef
+from trunkline.actors.clock import wall_clock_ms
+from trunkline.backends import AdapterOptions
 from trunkline.backends.codec import Key, decode, decode_key, encode, encode_key
 from trunkline.fsm.adapter import Place, Record, Step
-from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
+from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock
 from trunkline.validation import require_positive, text_problem
 
 __all__ = ("Conversation", "MemoryFSMAdapter", "ShortWay", "is_plain")
@@ -96,6 +98,10 @@ class MemoryFSMAdapter(RecordFSMAdapter):
     """
 
     blocking: ClassVar = False
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls(options.clock)
 
     def __init__(
         self, clock: WallClock = wall_clock_ms, *, max_conversations: int = 100_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -10,19 +9,15 @@ from typing import TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends.codec import Key, Unstorable, encode
 from trunkline.errors import ConfigurationError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 
-__all__ = ("Kept", "RecordFSMAdapter", "WallClock", "encode_fields", "wall_clock_ms")
+__all__ = ("Kept", "RecordFSMAdapter", "WallClock", "encode_fields")
 
 #: Tells milliseconds since 1970. Not monotonic: times to live must survive a restart.
 WallClock: TypeAlias = Callable[[], int]
-
-
-def wall_clock_ms() -> int:
-    """The wall clock of the operating system, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 def encode_fields(key: Key, data: object) -> Fields:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
+from trunkline.actors.clock import wall_clock_ms
+from trunkline.backends import AdapterOptions
 from trunkline.backends.adapter import Operation
 from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.fsm.adapter import Place, Record, Step
-from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock, wall_clock_ms
+from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock
 
 __all__ = ("SQLFSMAdapter",)
 
@@ -66,12 +68,20 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
     """
 
     def __init__(
-        self, url: str, clock: WallClock = wall_clock_ms, *, timeout_ms: int = 5_000
+        self,
+        url: str,
+        clock: WallClock = wall_clock_ms,
+        *,
+        namespace: str = "default",
+        timeout_ms: int = 5_000,
     ) -> None:
         RecordFSMAdapter.__init__(self, clock)
-        AdvisoryLocks.__init__(
-            self, Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
-        )
+        database = Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+        AdvisoryLocks.__init__(self, database, namespace)
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls(url, options.clock, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)

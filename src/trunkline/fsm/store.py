@@ -10,13 +10,14 @@ import msgspec
 from anyio.lowlevel import checkpoint
 
 from trunkline.actors import sleep_ms
+from trunkline.actors.clock import wall_clock_ms
 from trunkline.actors.lifetime import open_task_group
-from trunkline.backends import REDIS_SCHEMES, Store, choose_adapter
+from trunkline.backends import AdapterOptions, Store, choose_adapter
 from trunkline.backends.codec import Key, decode, decode_key, encode_key
 from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 from trunkline.fsm.memory import MemoryFSMAdapter, ShortWay, is_plain
-from trunkline.fsm.records import WallClock, encode_fields, wall_clock_ms
+from trunkline.fsm.records import WallClock, encode_fields
 from trunkline.fsm.state import FSMState
 from trunkline.observe import Event
 from trunkline.validation import require_positive, text_problem
@@ -58,6 +59,7 @@ class FSMStore(Store[FSMAdapter]):
             keeps the 100,000 conversations of each bot that were changed last.
         adapter: an adapter of your own, instead of a URL, or
             `MemoryFSMAdapter(max_conversations=…)`.
+        namespace: stores of two namespaces never see each other's data.
         clock: tells milliseconds since 1970, for times to live in memory and SQL databases. Redis
             and Valkey go by their own.
         sweep_interval_ms: how often expired conversations are removed and told of as
@@ -92,13 +94,16 @@ class FSMStore(Store[FSMAdapter]):
         url: str | None = None,
         *,
         adapter: FSMAdapter | None = None,
+        namespace: str = "default",
         clock: WallClock = wall_clock_ms,
         sweep_interval_ms: int = 10_000,
         name: str = "fsm",
         **options: Any,
     ) -> None:
-        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
-        chosen = choose_adapter(url, adapter, _SCHEMES, clock=clock, timeout_ms=timeout_ms)
+        adapter_options = AdapterOptions(
+            namespace=namespace, timeout_ms=options.get("call_timeout_ms", 5_000), clock=clock
+        )
+        chosen = choose_adapter(FSMAdapter, url, adapter, adapter_options)
         super().__init__(chosen, name=name, **options)
         # Past the methods of the adapter, which a subclass may have changed.
         self._short = ShortWay(chosen) if type(chosen) is MemoryFSMAdapter else None
@@ -286,30 +291,6 @@ class FSMStore(Store[FSMAdapter]):
                 state=_state(record),
             )
             self.events.publish(event)
-
-
-def _open_memory(_url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
-    return MemoryFSMAdapter(clock)
-
-
-def _open_sql(url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
-    from trunkline.fsm.sql import SQLFSMAdapter
-
-    return SQLFSMAdapter(url, clock, timeout_ms=timeout_ms)
-
-
-def _open_redis(url: str, *, clock: WallClock, timeout_ms: int) -> FSMAdapter:
-    from trunkline.fsm.redis import RedisFSMAdapter
-
-    return RedisFSMAdapter(url, timeout_ms=timeout_ms)
-
-
-_SCHEMES = {
-    "memory": _open_memory,
-    "sqlite": _open_sql,
-    "postgresql": _open_sql,
-    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
-}
 
 
 def _text(name: str, value: object) -> Any:

@@ -77,6 +77,7 @@ class PersistenceAdapter(Adapter, ABC):
     message does not find the new one.
     """
 
+    store: ClassVar = "persistence"
     bulk: ClassVar = {"save_message": "save_messages"}
 
     # -- rooms -----------------------------------------------------------------------------------

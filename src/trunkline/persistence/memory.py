@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from msgspec.structs import replace
 
+from trunkline.backends import AdapterOptions
 from trunkline.errors import AlreadyBound, NotFound
 from trunkline.persistence.adapter import KINDS, DirectoryQuery, DirectoryTarget, PersistenceAdapter
 from trunkline.persistence.models import (
@@ -39,6 +40,10 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     """Everything in dictionaries of this process. What is read is a copy."""
 
     blocking: ClassVar = False
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls()
 
     def __init__(self) -> None:
         self._rooms = _Shelf(Room)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
-from trunkline.backends import Conflict
+from trunkline.backends import AdapterOptions, Conflict
 from trunkline.backends.sql import Database, Result, SQLAdapter
 from trunkline.errors import AlreadyBound, NotFound
 from trunkline.persistence.adapter import (
@@ -67,10 +67,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
-    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(
-            Database(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+            Database(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms),
+            namespace,
         )
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls(url, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)

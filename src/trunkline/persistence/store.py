@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import replace
 
-from trunkline.backends import Store, choose_adapter
+from trunkline.backends import AdapterOptions, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
 from trunkline.persistence.adapter import (
@@ -37,7 +37,7 @@ from trunkline.persistence.models import (
     id_problem,
     shown,
 )
-from trunkline.validation import require_positive, text_problem
+from trunkline.validation import text_problem
 
 __all__ = ("PersistenceStore",)
 
@@ -53,6 +53,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     Args:
         url: `sqlite:///bot.db`, `postgresql://user:password@host/db` or `memory://`.
         adapter: an adapter of your own, instead of a URL.
+        namespace: stores of two namespaces never see each other's data.
         encryption_key: a Fernet key, or several, with which credentials of bridges are encrypted
             at rest: the first encrypts, all decrypt.
         name: stands in events, logs and errors.
@@ -86,13 +87,16 @@ class PersistenceStore(Store[PersistenceAdapter]):
         url: str | None = None,
         *,
         adapter: PersistenceAdapter | None = None,
+        namespace: str = "default",
         encryption_key: EncryptionKey | None = None,
         name: str = "persistence",
         **options: Any,
     ) -> None:
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
-        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
-        chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
+        adapter_options = AdapterOptions(
+            namespace=namespace, timeout_ms=options.get("call_timeout_ms", 5_000)
+        )
+        chosen = choose_adapter(PersistenceAdapter, url, adapter, adapter_options)
         super().__init__(chosen, name=name, **options)
 
     # -- rooms -----------------------------------------------------------------------------------
@@ -603,25 +607,6 @@ class PersistenceStore(Store[PersistenceAdapter]):
             )
         plain = self._cipher.decrypt(token, f"credentials of bridge {config.id!r}")
         return replace(config, credentials=msgspec.json.decode(plain))
-
-
-def _open_memory(_url: str, *, timeout_ms: int) -> PersistenceAdapter:
-    from trunkline.persistence.memory import MemoryPersistenceAdapter
-
-    return MemoryPersistenceAdapter()
-
-
-def _open_sql(url: str, *, timeout_ms: int) -> PersistenceAdapter:
-    from trunkline.persistence.sql import SQLPersistenceAdapter
-
-    return SQLPersistenceAdapter(url, timeout_ms=timeout_ms)
-
-
-_SCHEMES = {
-    "memory": _open_memory,
-    "sqlite": _open_sql,
-    "postgresql": _open_sql,
-}
 
 
 def _model(kind: type[M], model: M) -> M:

@@ -6,7 +6,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -72,6 +72,8 @@ class SignalAdapter(Adapter, ABC):
 
     An exception that is a bug is shown as an `AdapterBug`, since its message may quote a secret.
     """
+
+    store: ClassVar = "signal"
 
     def shown_bug(self, error: Exception) -> AdapterBug:
         bug = AdapterBug(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from trunkline.backends import AdapterOptions
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
 
 __all__ = ("MemorySignalAdapter",)
@@ -14,6 +15,10 @@ class MemorySignalAdapter(SignalAdapter):
     """Entries in a dictionary of this process."""
 
     blocking: ClassVar = False
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls()
 
     def __init__(self) -> None:
         self._entries: dict[KeyName, Versioned] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 
+from trunkline.backends import AdapterOptions
 from trunkline.backends.adapter import Operation
 from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
@@ -48,10 +49,15 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
-    def __init__(self, url: str, *, timeout_ms: int = 5_000) -> None:
+    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(
-            Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+            Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms),
+            namespace,
         )
+
+    @classmethod
+    def from_url(cls, url: str, options: AdapterOptions) -> Self:
+        return cls(url, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from trunkline.actors.lifetime import open_task_group
-from trunkline.backends import REDIS_SCHEMES, ConnectionLost, Store, choose_adapter
+from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lease
@@ -21,7 +21,7 @@ from trunkline.errors import ConfigurationError, StoreUnavailable, TransactionCo
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 from trunkline.signal.families import FAMILIES
 from trunkline.signal.transaction import SignalTransaction
-from trunkline.validation import require_positive, text_problem
+from trunkline.validation import text_problem
 
 __all__ = ("SignalStore",)
 
@@ -46,6 +46,7 @@ class SignalStore(Store[SignalAdapter]):
     Args:
         url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…` or `memory://`.
         adapter: an adapter of your own, instead of a URL.
+        namespace: stores of two namespaces never see each other's keys.
         encryption_key: a Fernet key, or several, with which values are encrypted at rest: the
             first encrypts, all decrypt.
         families: families to allow beside the ten of the protocol.
@@ -82,13 +83,16 @@ class SignalStore(Store[SignalAdapter]):
         url: str | None = None,
         *,
         adapter: SignalAdapter | None = None,
+        namespace: str = "default",
         encryption_key: EncryptionKey | None = None,
         families: Iterable[str] = (),
         name: str = "signal",
         **options: Any,
     ) -> None:
-        timeout_ms = require_positive("call_timeout_ms", options.get("call_timeout_ms", 5_000))
-        chosen = choose_adapter(url, adapter, _SCHEMES, timeout_ms=timeout_ms)
+        adapter_options = AdapterOptions(
+            namespace=namespace, timeout_ms=options.get("call_timeout_ms", 5_000)
+        )
+        chosen = choose_adapter(SignalAdapter, url, adapter, adapter_options)
         super().__init__(chosen, name=name, **options)
         self._codec = _Codec(
             FAMILIES | _registered(families),
@@ -330,32 +334,6 @@ class _Codec:
                 f"unknown family {family[:40]!r}: known are {', '.join(sorted(self._families))};"
                 " others are given as families="
             )
-
-
-def _open_memory(_url: str, *, timeout_ms: int) -> SignalAdapter:
-    from trunkline.signal.memory import MemorySignalAdapter
-
-    return MemorySignalAdapter()
-
-
-def _open_sql(url: str, *, timeout_ms: int) -> SignalAdapter:
-    from trunkline.signal.sql import SQLSignalAdapter
-
-    return SQLSignalAdapter(url, timeout_ms=timeout_ms)
-
-
-def _open_redis(url: str, *, timeout_ms: int) -> SignalAdapter:
-    from trunkline.signal.redis import RedisSignalAdapter
-
-    return RedisSignalAdapter(url, timeout_ms=timeout_ms)
-
-
-_SCHEMES = {
-    "memory": _open_memory,
-    "sqlite": _open_sql,
-    "postgresql": _open_sql,
-    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
-}
 
 
 def _registered(families: Iterable[str]) -> frozenset[str]:

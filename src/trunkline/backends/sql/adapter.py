@@ -18,7 +18,8 @@ __all__ = ("AdvisoryLocks", "SQLAdapter")
 class SQLAdapter(Adapter):
     """Base of the adapters of a `Database`. A domain adds its tables and methods."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, namespace: str = "default") -> None:
+        self.namespace = namespace
         self._adopt(database)
 
     def _adopt(self, database: Database) -> None:
