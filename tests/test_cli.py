@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import gzip
 import importlib.metadata
 import json
@@ -9,7 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+import termios
+from array import array
 from pathlib import Path
+from time import sleep
 
 import pytest
 import structlog
@@ -133,6 +137,64 @@ def test_the_log_and_ctrl_c_are_afterwards_as_before(chat, log):
     assert (structlog.get_config(), signal.getsignal(signal.SIGINT)) == before
     structlog.get_logger().debug("heard")
     assert [entry["event"] for entry in log] == ["heard"]
+
+
+#: Holds up the import of a module, and says so, until it is interrupted.
+SLOW_IMPORT = """
+import sys, time
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            print("importing", flush=True)
+            time.sleep({seconds})
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "entry", [["-m", "trunkline"], ["-c", "import sys, trunkline.cli as c; sys.exit(c.main())"]]
+)
+@pytest.mark.parametrize(
+    "module", ["msgspec", "trunkline.commands.copy", "anyio._backends._asyncio"]
+)
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(tmp_path, entry, module):
+    slow_import = SLOW_IMPORT.format(module=module, seconds=PATIENCE)
+    (tmp_path / "sitecustomize.py").write_text(slow_import)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, *entry, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    ) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr.read() == b"trunkline: interrupted\n"
+
+
+def shell(command):
+    """Run the command by a shell, which can close its streams."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m trunkline {command}', sys.executable],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["demo", "replay --json chat.jsonl", "--version"])
+def test_a_closed_standard_output_is_reported_in_one_line(chat, command):
+    done = shell(f"{command} >&-")
+    assert done.returncode == 1
+    assert done.stderr == b"trunkline: standard output: Bad file descriptor\n"
+
+
+def test_errors_do_not_reach_standard_output_when_standard_error_is_closed():
+    done = shell("replay missing.jsonl 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
 # -- replay ------------------------------------------------------------------------------------
@@ -358,6 +420,42 @@ def test_ctrl_c_ends_a_replay_that_saves():
 # -- what can be wrong with a log --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [[], ["--store", "memory://"]])
+@pytest.mark.parametrize(
+    "instant",
+    [
+        '"0001-01-01T00:00:00+14:00"',
+        '"9999-12-31T23:59:59-14:00"',
+        '"9999-12-31T23:59:59.9999999"',
+        "-62135596801",
+        "253402300800",
+        "1e308",
+        "1" + "0" * 400,
+    ],
+)
+def test_an_instant_out_of_range_is_counted_and_skipped(chat, options, instant):
+    with open(chat, "a") as file:
+        file.write(line(301).replace('"ts": 18060', f'"ts": {instant}') + "\n")
+    done = run("replay", "--json", *options, chat)
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"trunkline: chat.jsonl:6: ts ")
+    assert done.stderr.count(b"\n") == 1
+    report = json.loads(done.stdout)
+    assert (report["messages"], report["broken_lines"]) == (5, 1)
+
+
+def test_control_characters_of_a_log_do_not_reach_the_terminal(chat):
+    evil = "\x1b]0;evil\x07\x9b31m\u202e\0"
+    Path(name := "evil\x1b[31m.jsonl").write_text(line(302, room_id=evil) + "\nbroken\n")
+    done = run("replay", "--store", "memory://", chat, name)
+    assert done.returncode == 0
+    told = done.stderr.decode().splitlines()
+    assert len(told) == 2
+    assert all(text.isprintable() for text in told)
+    assert any(r"\x1b]0;evil\x07\x9b31m\u202e\x00" in text for text in told)
+    assert told[0].startswith(r"trunkline: evil\x1b[31m.jsonl:2: ")
+
+
 def test_broken_lines_are_told_by_file_and_number_and_skipped(capsys, chat):
     assert main(["replay", chat, broken(3)]) == 0
     captured = capsys.readouterr()
@@ -431,6 +529,25 @@ def test_standard_input_is_read(chat, compress):
     done = run("replay", "--json", "-", input=compress(Path(chat).read_bytes()))
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["messages"] == 5
+
+
+def test_a_gzipped_pipe_is_recognised_though_its_first_read_gives_one_byte(chat):
+    compressed = gzip.compress(Path(chat).read_bytes())
+    with start("replay", "--json", "-") as process:
+        process.stdin.write(compressed[:1])
+        process.stdin.flush()
+        while unread(process.stdin):
+            sleep(0.01)
+        out, err = process.communicate(compressed[1:], PATIENCE)
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out)["messages"] == 5
+
+
+def unread(pipe):
+    """How many bytes of a pipe wait to be read."""
+    count = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 def test_broken_lines_of_standard_input_are_told():

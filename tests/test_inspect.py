@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -21,10 +23,10 @@ from tests.stock import (
 from trunkline.admin import inspect_database
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError
-from trunkline.fsm import FSMAdapter
+from trunkline.fsm import FSMAdapter, FSMStore
 from trunkline.fsm.adapter import Step
 from trunkline.fsm.memory import MemoryFSMAdapter
-from trunkline.persistence import Message, PersistenceStore
+from trunkline.persistence import Message, PersistenceStore, Room
 from trunkline.signal.adapter import Commit, KeyName
 from trunkline.signal.memory import MemorySignalAdapter
 
@@ -125,7 +127,29 @@ def test_the_report_is_plain_fits_the_terminal_and_has_every_count(capsys, bot_d
     assert "14 conversations of 2 bots" in text
     assert re.search(rf"shop +register +get_name +{CONVERSATIONS - CONVERSATIONS // 3}\b", text)
     assert re.search(r"pre-key +20 +entries", text)
-    assert re.search(r"Lobby +Ada z +\d+: żółw {2}\[31m", text)
+    assert re.search(r"Lobby +Ada z +\d+: żółw \\x1b\[31m", text)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_control_characters_of_users_do_not_reach_the_terminal(options):
+    evil = "\x1b[2J\x9b31m"
+
+    async def fill_with_them():
+        async with PersistenceStore("sqlite:///bot.db") as store:
+            room = await store.save_room(Room.new(name=evil))
+            await store.save_message(Message.new(room_id=room.id, content=evil))
+        async with FSMStore("sqlite:///bot.db") as store:
+            await store.init(evil)
+            await store.set_state(evil, 1, evil)
+
+    anyio.run(fill_with_them)
+    command = [sys.executable, "-m", "trunkline", "inspect", *options, "sqlite:///bot.db"]
+    shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+    assert shown.replace("\n", "").isprintable()
+    if options:
+        found = json.loads(shown)
+        assert found["persistence"]["newest_messages"][0]["room_name"] == evil
+        assert found["fsm"]["conversations"][0]["bot_name"] == evil
 
 
 def test_newest_messages_can_be_left_out(capsys, bot_db):

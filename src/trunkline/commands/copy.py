@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.admin import CopyReport, TargetNotEmpty, copy_database
-from trunkline.commands.manners import NOTHING_USABLE, OK, USAGE, StandardOutput, complain
+from trunkline.commands.console import NOTHING_USABLE, OK, USAGE, StandardOutput, print_error
 from trunkline.commands.rendering import counted, sections
 
 __all__ = ("add_copy",)
@@ -77,15 +77,15 @@ def _copy(arguments: argparse.Namespace) -> int:
     try:
         report = _copy_with_progress(arguments)
     except TargetNotEmpty as error:
-        complain(f"{error}; --resume continues a copy, --force deletes first what is there")
+        print_error(f"{error}; --resume continues a copy, --force deletes first what is there")
         return USAGE
     if not report.shelves:
-        complain(f"nothing to copy: {report.source_url} is empty")
+        print_error(f"nothing to copy: {report.source_url} is empty")
         return NOTHING_USABLE
     StandardOutput().print(_report(report))
     for shelf in report.shelves:
         if shelf.source != shelf.target:
-            complain(
+            print_error(
                 f"the counts of {_name(shelf.name)} differ: {shelf.source:,} in FROM,"
                 f" {shelf.target:,} in TO"
             )

@@ -7,7 +7,7 @@ import logging
 
 import anyio
 
-from trunkline.commands.manners import OK, StandardOutput, terse_log
+from trunkline.commands.console import OK, StandardOutput, terse_log
 from trunkline.demo import demo
 
 __all__ = ("add_demo",)

@@ -20,8 +20,8 @@ from trunkline.admin import (
     SignalContents,
     inspect_database,
 )
-from trunkline.commands.manners import OK, StandardOutput
-from trunkline.commands.rendering import counted, facts, note, one_line, sections
+from trunkline.commands.console import OK, StandardOutput
+from trunkline.commands.rendering import counted, facts, json_line, note, printable, sections
 
 __all__ = ("add_inspect",)
 
@@ -80,7 +80,7 @@ def _count(text: str) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     inspection = inspect_database(arguments.url, newest=arguments.newest)
     if arguments.json:
-        print(msgspec.json.encode(inspection).decode())
+        print(json_line(inspection))
     else:
         StandardOutput().print(_report(inspection))
     return OK
@@ -129,7 +129,7 @@ def _messages(messages: Iterable[NewestMessage]) -> RenderableType:
             one.sender_name or one.message.sender_id or one.message.role,
             text,
         )
-        table.add_row(*(Text(one_line(cell), overflow="ellipsis") for cell in cells))
+        table.add_row(*(Text(printable(cell), overflow="ellipsis") for cell in cells))
     return table
 
 
@@ -151,7 +151,7 @@ def _fsm(contents: FSMContents | None) -> _Sections:
     for one in found[:_MOST_STEPS]:
         names = (one.bot_name, one.flow, one.state)
         table.add_row(
-            *(Text("-" if name is None else one_line(name)) for name in names), f"{one.count:,}"
+            *(Text("-" if name is None else printable(name)) for name in names), f"{one.count:,}"
         )
     rest = found[_MOST_STEPS:]
     yield (
@@ -173,7 +173,7 @@ def _signal(contents: SignalContents | None) -> _Sections:
         return
     table = facts(count=True)
     for family, count in contents.families.items():
-        table.add_row(Text(one_line(family)), f"{count:,}", "entry" if count == 1 else "entries")
+        table.add_row(Text(printable(family)), f"{count:,}", "entry" if count == 1 else "entries")
     yield title, table if contents.families else Text("no entries")
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ("counted", "duration", "facts", "note", "one_line", "round_up", "sections", "short")
+__all__ = (
+    "counted",
+    "duration",
+    "facts",
+    "json_line",
+    "note",
+    "printable",
+    "round_up",
+    "sections",
+    "short",
+)
 
 
 def sections(*sections: tuple[str, RenderableType]) -> Group:
@@ -31,9 +44,28 @@ def note(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def one_line(text: str) -> str:
-    """`text` without line ends, and without what a terminal would take for a command."""
-    return "".join(one if one.isprintable() else " " for one in text)
+def printable(text: str) -> str:
+    """`text` in one line, with what a terminal could take for a command escaped."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
+#: Invisible, harmless, and part of emoji and of words in Persian and Indic scripts.
+_JOINERS = "\u200c\u200d"
+
+
+def json_line(value: object) -> str:
+    """`value` as one line of JSON, with the control characters escaped that JSON allows."""
+    text = msgspec.json.encode(value).decode()
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_CONTROLS = re.compile("[\x7f-\x9f]")
 
 
 def counted(number: int, noun: str) -> str:

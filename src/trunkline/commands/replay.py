@@ -11,14 +11,15 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from trunkline.commands.manners import (
+from trunkline.commands.console import (
     NOTHING_USABLE,
     OK,
     USAGE,
     StandardOutput,
-    complain,
-    ctrl_c_ends_reads,
+    interruptible_reads,
+    print_error,
 )
+from trunkline.commands.rendering import json_line
 from trunkline.commands.replay_report import replay_report
 from trunkline.persistence import PersistenceStore
 from trunkline.replay import ChatLog, ReplayReport, replay
@@ -109,7 +110,7 @@ def _positive(text: str) -> int:
 def _replay(arguments: argparse.Namespace) -> int:
     for file in arguments.files:
         if reason := _why_unreadable(file):
-            complain(f"{file}: {reason}")
+            print_error(f"{file}: {reason}")
             return USAGE
     config = RouterConfig(
         partition_count=arguments.partition_count,
@@ -123,9 +124,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     problems.tell_rest()
     if not report.messages:
         if log.broken_lines:
-            complain(f"nothing to replay: none of {log.broken_lines:,} lines is a message")
+            print_error(f"nothing to replay: none of {log.broken_lines:,} lines is a message")
         elif not log.unreadable_files:
-            complain("nothing to replay: the log is empty")
+            print_error("nothing to replay: the log is empty")
         return USAGE if log.unreadable_files else NOTHING_USABLE
     if arguments.json:
         print(_as_json(report, log, stored))
@@ -162,11 +163,11 @@ class _Problems:
             self._untold += 1
             return
         self._remaining -= 1
-        complain(problem, self.console)
+        print_error(problem, self.console)
 
     def tell_rest(self) -> None:
         if self._untold:
-            complain(f"{self._untold:,} more such problems", self.console)
+            print_error(f"{self._untold:,} more such problems", self.console)
 
 
 def _replay_with_progress(
@@ -190,7 +191,7 @@ def _replay_with_progress(
             progress.update(task, completed=log.bytes_read if log.size else 0, messages=messages)
 
         async def play() -> tuple[ReplayReport, Stored | None]:
-            with ctrl_c_ends_reads(log) as messages:
+            with interruptible_reads(log) as messages:
                 if store is None:
                     return await replay(messages, config, on_progress=on_progress), None
                 async with store, History(store, on_problem=problems.tell) as history:
@@ -210,4 +211,4 @@ def _as_json(report: ReplayReport, log: ChatLog, stored: Stored | None) -> str:
         "unreadable_files": log.unreadable_files,
         "stored": stored,
     }
-    return msgspec.json.encode(fields).decode()
+    return json_line(fields)

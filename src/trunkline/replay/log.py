@@ -10,7 +10,8 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Annotated, BinaryIO
+from io import BufferedReader, RawIOBase
+from typing import Annotated, Any, BinaryIO, cast
 
 import msgspec
 
@@ -135,6 +136,9 @@ class ChatLog:
         self._on_problem(f"{name}: {reason}")
 
 
+#: Bytes that are read ahead.
+_BUFFER_BYTES = 1 << 16
+
 #: Bytes of a line at most, so that a file without line ends does not fill the memory.
 _LONGEST_LINE = 1 << 24
 
@@ -154,20 +158,37 @@ def _total_size(sources: Iterable[str | os.PathLike[str]]) -> int | None:
     return total
 
 
-def _standard_input() -> BinaryIO:
+def _standard_input() -> BufferedReader:
     if sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return sys.stdin.buffer
+    return cast(BufferedReader, sys.stdin.buffer)
 
 
-def _decompressed(name: str, file: BinaryIO) -> BinaryIO:
+def _decompressed(name: str, file: BufferedReader) -> BinaryIO:
     """`file`, unzipped if it is gzipped, whatever its name; a pipe has none."""
-    start = file.peek(2)[:2]  # type: ignore[attr-defined]
+    start = file.read(2)  # waits for both; a peek at a pipe may show one
+    stream: Any = BufferedReader(_Rejoined(start, file), _BUFFER_BYTES)
     if start == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     if start and name.endswith(".gz"):
         raise gzip.BadGzipFile("not a gzip file")
-    return file
+    return cast(BinaryIO, stream)
+
+
+class _Rejoined(RawIOBase):
+    """A stream with its first bytes, which have been read already."""
+
+    def __init__(self, start: bytes, rest: BufferedReader) -> None:
+        self._start = start
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read, self._start = self._start or self._rest.read1(len(buffer)), b""
+        buffer[: len(read)] = read
+        return len(read)
 
 
 def _skip_line(stream: BinaryIO) -> None:
@@ -204,19 +225,21 @@ def _require_utf8(line: bytes) -> None:
         raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
 
 
-#: The first and the last second that ISO 8601 can write.
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+#: The first and the last millisecond that ISO 8601 can write.
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
 def _instant_ms(ts: str | float | int) -> int:
     if isinstance(ts, str):
         try:
             instant = datetime.fromisoformat(ts)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(f"ts {ts!r} is neither ISO 8601 nor a number of seconds") from None
         if instant.tzinfo is None:
             instant = instant.replace(tzinfo=UTC)
-        return round(instant.timestamp() * 1000)
-    if not _FIRST_SECOND <= ts <= _LAST_SECOND:
-        raise ValueError(f"ts {ts!r} is not within the years 1 to 9999; seconds are meant")
-    return round(ts * 1000)
+        at_ms = instant.timestamp() * 1000
+    else:
+        at_ms = ts * 1000
+    if not _FIRST_MS <= at_ms <= _LAST_MS:
+        raise ValueError(f"ts {ts!r} is not within the years 1 to 9999 in UTC; seconds are meant")
+    return round(at_ms)

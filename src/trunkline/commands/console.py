@@ -1,4 +1,4 @@
-"""Good manners of a command: where it says what, and how it ends."""
+"""What every command shares: standard output and error, exit statuses, Ctrl-C, the log."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ import structlog
 from rich.console import Console
 from rich.text import Text
 
+from trunkline.commands.rendering import printable
+
 __all__ = (
     "BROKEN_PIPE",
-    "INTERRUPTED",
     "NOTHING_USABLE",
     "OK",
     "USAGE",
     "StandardOutput",
-    "complain",
-    "ctrl_c_ends_reads",
     "discard_output",
-    "never_fail_on_a_character",
+    "interruptible_reads",
+    "print_error",
+    "replace_unencodable",
     "terse_log",
 )
 
@@ -36,43 +37,44 @@ T = TypeVar("T")
 #: Exit statuses.
 OK, NOTHING_USABLE, USAGE = 0, 1, 2
 
-#: What a shell tells of a program that Ctrl-C or a closed pipe has ended.
-INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
+#: What a shell reports for a program that a closed pipe has ended.
+BROKEN_PIPE = 128 + 13
 
 
 class StandardOutput(Console):
-    """Standard output, which may be a pipe whose reader has gone away."""
+    """Standard output, which may be a pipe whose reader has closed it."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
-def complain(text: str, console: Console | None = None) -> None:
-    """Say it on standard error, above the progress bar if `console` shows one."""
-    line = f"trunkline: {text}"
+def print_error(text: str, console: Console | None = None) -> None:
+    """Print one line to standard error, above the progress bar if `console` shows one."""
+    line = f"trunkline: {printable(text)}"
     if console is None:
         print(line, file=sys.stderr)
     else:
         console.print(Text(line), soft_wrap=True)
 
 
-def never_fail_on_a_character(stream: TextIO) -> None:
-    """Let a terminal or file that cannot show a character get a question mark."""
+def replace_unencodable(stream: TextIO) -> None:
+    """Write a question mark for a character that the terminal's or file's encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
 
 
 def discard_output() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter does not fail on it too."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard what is still buffered, which the interpreter would fail to write at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def ctrl_c_ends_reads(items: Iterable[T]) -> Iterator[Iterator[T]]:
-    """Let Ctrl-C end the wait for the next of `items`, inside an event loop.
+def interruptible_reads(items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Make Ctrl-C interrupt the blocking read of the next item, inside an event loop.
 
-    The event loop's handler cancels the task at its next await, which the read of a pipe has not.
-    Everywhere else an exception out of nowhere would do harm.
+    The event loop's own handler cancels the task at its next await, and a blocking read has none.
+    Outside of these reads its handler stays in force.
     """
     reading = False
 
@@ -106,10 +108,10 @@ def ctrl_c_ends_reads(items: Iterable[T]) -> Iterator[Iterator[T]]:
 
 @contextmanager
 def terse_log(level: int = logging.WARNING) -> Iterator[None]:
-    """Log to standard error, one line each: a traceback would drown what a command says."""
+    """Log to standard error, one line each, without tracebacks."""
     before = structlog.get_config()
     structlog.configure(
-        processors=[structlog.processors.add_log_level, _one_line],
+        processors=[structlog.processors.add_log_level, _log_line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
@@ -120,9 +122,9 @@ def terse_log(level: int = logging.WARNING) -> Iterator[None]:
         structlog.configure(**before)
 
 
-def _one_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
+def _log_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
     level, event = fields.pop("level"), fields.pop("event")
     if isinstance(error := fields.pop("exc_info", None), BaseException):
         fields["error"] = repr(error)
     words = [event, *(f"{name}={value}" for name, value in fields.items())]
-    return f"trunkline: {level}: {' '.join(words)}"
+    return f"trunkline: {level}: {printable(' '.join(words))}"
