@@ -81,7 +81,7 @@ class Adapter:
         """
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Release the locks that are still held, connections and files."""
 
     def sibling(self) -> Self:
         """Another adapter on the same data, with a connection of its own, not yet open.
@@ -102,8 +102,8 @@ class Adapter:
         """Let the lease that was taken with `token` last anew; false if it has ended."""
         raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
 
-    def unlock(self, key: str, token: str) -> None:
-        """Give the lock back. A lease that has ended is no error."""
+    def unlock(self, key: str, token: str) -> bool:
+        """Give the lock back; false if its lease had ended before."""
         raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
 
     def run_together(self, operations: Sequence[Operation]) -> None:

@@ -1,8 +1,9 @@
 """Locks by key: first come, first served in one process, and shared with others where a server can.
 
-A lock in this process is an entry in a dictionary that is there only while somebody holds or wants
-it. Behind it, an adapter with leases is asked for the lock among processes, which is renewed while
-it is held and ends by itself when its owner dies.
+A lock in this process is an entry in a dictionary that exists only while a task holds or wants the
+key. Behind it, a lock between processes is a lease of the adapter's: taken, renewed while it is
+held, and ended by the server when its owner dies. A task of the store's own does all of that, so
+that no cancellation of the owner keeps a lease from being given back.
 """
 
 from __future__ import annotations
@@ -10,82 +11,122 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 from uuid_utils import uuid7
 
 from trunkline.actors.lifetime import open_task_group
-from trunkline.backends.errors import ConnectionLost
-from trunkline.errors import TrunklineError
+from trunkline.errors import LockLost, StoreUnavailable, TrunklineError
 
-__all__ = ("KeyLocks", "Lease", "hold_shared")
+__all__ = ("KeyLocks", "Leases", "Lock")
 
 _log = structlog.get_logger("trunkline.backends")
 
 #: Between two attempts at a lock that another process holds, in seconds.
 _FIRST_WAIT, _LONGEST_WAIT = 0.002, 0.05
 
-#: How long giving a lock back may keep its owner, in seconds.
+#: Between two attempts to give a lock back to a server that is away, in seconds.
+_RETRY_WAIT = 0.5
+
+#: How long the owner of a lock waits for the server to take it back, in seconds.
 _LONGEST_RETURN = 1.0
+
+
+class Lock:
+    """A lock that is held, as `async with store.lock(…) as lock` gives it."""
+
+    __slots__ = ("_lost", "key", "lost", "token")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        #: Proves to the server who holds the lock.
+        self.token = str(uuid7())
+        #: Whether it has ended before it was released, as far as is known: its server was away for
+        #: longer than a lease, this process was frozen, or the store has stopped.
+        self.lost = False
+        self._lost: anyio.Event | None = None
+
+    async def wait_lost(self) -> None:
+        """Wait until the lock is lost; for ever if it never is."""
+        if not self.lost:
+            if self._lost is None:
+                self._lost = anyio.Event()
+            await self._lost.wait()
+
+    def require_held(self) -> None:
+        """Raise `LockLost` if it is lost."""
+        if self.lost:
+            raise LockLost(
+                f"the lock {self.key!r} ended before it was released, and another process may have"
+                " held it meanwhile"
+            )
+
+    def mark_lost(self) -> None:
+        self.lost = True
+        if self._lost is not None:
+            self._lost.set()
 
 
 class KeyLocks:
     """Locks by key within one event loop, first come, first served."""
 
     def __init__(self) -> None:
-        # A key that nobody holds is not in here.
-        self._lines: dict[str, _Line] = {}
+        # A key that no task holds is not in here.
+        self._queues: dict[str, _Queue] = {}
 
     def __len__(self) -> int:
         """Keys that are held."""
-        return len(self._lines)
+        return len(self._queues)
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncGenerator[None, Any]:
-        """Hold `key` inside; whoever comes meanwhile waits in line.
+        """Hold `key` inside; tasks that come meanwhile wait in a queue.
 
         Raises:
             RuntimeError: this task holds it already, and would wait for itself.
         """
-        await self._acquire(key)
+        await self.acquire(key)
         try:
             yield
         finally:
-            self._release(key)
+            self.release(key)
 
-    async def _acquire(self, key: str) -> None:
+    async def acquire(self, key: str) -> None:
+        """Take `key`, as `hold` does; it must be released."""
         task_id = anyio.get_current_task().id
-        line = self._lines.get(key)
-        if line is None:
-            self._lines[key] = _Line(task_id)
+        queue = self._queues.get(key)
+        if queue is None:
+            self._queues[key] = _Queue(task_id)
             return
-        if line.owner_id == task_id:
+        if queue.owner_id == task_id:
             raise RuntimeError(f"this task holds the lock {key!r} already")
         turn = anyio.Event()
-        line.waiters.append((turn, task_id))
+        queue.waiters.append((turn, task_id))
         try:
             await turn.wait()
         except BaseException:
-            if turn.is_set():  # it was this one's turn already: hand it on
-                self._release(key)
+            if turn.is_set():  # it was this task's turn already: hand it on
+                self.release(key)
             else:
-                line.waiters.remove((turn, task_id))
+                queue.waiters.remove((turn, task_id))
             raise
 
-    def _release(self, key: str) -> None:
-        line = self._lines[key]
-        if line.waiters:
-            turn, line.owner_id = line.waiters.popleft()
+    def release(self, key: str) -> None:
+        """Hand `key` on to the task that has waited longest."""
+        queue = self._queues[key]
+        if queue.waiters:
+            turn, queue.owner_id = queue.waiters.popleft()
             turn.set()
         else:
-            del self._lines[key]
+            del self._queues[key]
 
 
-class _Line:
-    """Who holds a key, and who waits for it."""
+class _Queue:
+    """The task that holds a key, and those that wait for it."""
 
     __slots__ = ("owner_id", "waiters")
 
@@ -94,20 +135,8 @@ class _Line:
         self.waiters: deque[tuple[anyio.Event, int]] = deque()
 
 
-class Lease:
-    """Proof that a lock among processes is held: who holds what, and whether still."""
-
-    __slots__ = ("key", "lost", "token")
-
-    def __init__(self, key: str, token: str) -> None:
-        self.key = key
-        self.token = token
-        #: Set once the lease is known to have ended before it was given back.
-        self.lost = False
-
-
 class Lockable(Protocol):
-    """An adapter that can lock among processes; see `Adapter.lease_ms`."""
+    """An adapter that can lock between processes; see `Adapter.lease_ms`."""
 
     lease_ms: int
 
@@ -115,69 +144,149 @@ class Lockable(Protocol):
 
     def renew_lock(self, key: str, token: str) -> bool: ...
 
-    def unlock(self, key: str, token: str) -> None: ...
+    def unlock(self, key: str, token: str) -> bool: ...
 
 
-#: Locks that could not be given back in time, since the server did not answer. Where a lock lives
-#: as long as a connection, it would not end by itself when the server goes on.
-_unreturned: WeakKeyDictionary[Lockable, list[Lease]] = WeakKeyDictionary()
-
-
-@asynccontextmanager
-async def hold_shared(
-    ask: Callable[..., Awaitable[Any]], adapter: Lockable, key: str
-) -> AsyncGenerator[Lease, Any]:
-    """Hold the lock `key` among processes, and renew its lease every third of its time.
+class Leases:
+    """Locks between processes: of each, a task takes the lease, renews it and gives it back.
 
     Args:
-        ask: calls a method of the adapter with arguments.
-        adapter: whose methods these are, and how long a lease lasts.
-        key: the lock.
+        adapter: how long a lease lasts, and the methods that `ask` calls.
+        ask: calls a method of the adapter with arguments, in their order.
     """
-    left_over = _unreturned.get(adapter)
-    while left_over and await _give_back(ask, adapter, left_over.pop()):
-        continue
-    lease = Lease(key, str(uuid7()))
-    try:
-        wait = _FIRST_WAIT
-        while not await ask(adapter.try_lock, key, lease.token):
-            await anyio.sleep(wait)
-            wait = min(wait * 2, _LONGEST_WAIT)
-        async with open_task_group() as task_group:
-            task_group.start_soon(_renew, ask, adapter, lease)
+
+    def __init__(self, adapter: Lockable, ask: Callable[..., Awaitable[Any]]) -> None:
+        self._adapter = adapter
+        self._ask = ask
+        self._task_group: TaskGroup | None = None
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[None, Any]:
+        """Leases can be taken inside. Those that are held on leaving are lost.
+
+        The adapter gives them back when it is closed.
+        """
+        async with open_task_group() as self._task_group:
             try:
-                yield lease
+                yield
             finally:
-                task_group.cancel_scope.cancel("the lock is given back")
-    finally:
-        # Also after a cancelled attempt: the lock may have been taken just then.
-        await _give_back(ask, adapter, lease)
+                self._task_group.cancel_scope.cancel("the store is closing")
+                self._task_group = None
 
+    async def acquire(self, lock: Lock) -> _Lease:
+        """Take the lease of `lock`, as soon as no other process has it; it must be released.
 
-async def _give_back(ask: Callable[..., Awaitable[Any]], adapter: Lockable, lease: Lease) -> bool:
-    """Give a lock back; whether the server knows of it."""
-    returned = lost = False
-    try:
-        with anyio.move_on_after(_LONGEST_RETURN, shield=True):
-            await ask(adapter.unlock, lease.key, lease.token)
-            returned = True
-    except ConnectionLost:
-        # All that were held through the connection have ended, or will by themselves.
-        _unreturned.pop(adapter, None)
-        lost = True
-    except TrunklineError:
-        pass
-    finally:  # also if asyncio cancels this task a second time, which no shield prevents
-        if not returned and not lost:
-            _unreturned.setdefault(adapter, []).append(lease)
-    return returned
-
-
-async def _renew(ask: Callable[..., Awaitable[Any]], adapter: Lockable, lease: Lease) -> None:
-    while not lease.lost:
-        await anyio.sleep(adapter.lease_ms / 3000)
+        Raises:
+            TrunklineError: the server could not be asked.
+        """
+        lease = _Lease(lock)
+        if self._task_group is None:
+            raise lease.failure
+        self._task_group.start_soon(self._keep, lease)
         try:
-            lease.lost = not await ask(adapter.renew_lock, lease.key, lease.token)
-        except TrunklineError:
-            continue  # it may be back before the lease ends
-    _log.warning("lock_lost", key=lease.key, lease_ms=adapter.lease_ms)
+            await lease.settled.wait()
+        except BaseException:
+            await self.release(lease)
+            raise
+        if not lease.is_taken:
+            lease.released.set()
+            raise lease.failure
+        return lease
+
+    async def release(self, lease: _Lease) -> None:
+        """Have the lease given back, and wait for that while the server answers.
+
+        A task that is cancelled at once leaves the rest to the task of the lease.
+        """
+        lease.released.set()
+        with anyio.move_on_after(_LONGEST_RETURN, shield=True):
+            await lease.ended.wait()
+
+    async def _keep(self, lease: _Lease) -> None:
+        """The life of one lease."""
+        try:
+            try:
+                await self._take(lease)
+            except TrunklineError as error:
+                # The server may have granted it all the same.
+                lease.failure = error
+                lease.expires_at = monotonic() + self._adapter.lease_ms / 1000
+            lease.settled.set()
+            if lease.is_taken:
+                await self._renew(lease)
+            await self._give_back(lease)
+        finally:
+            if not lease.released.is_set():
+                lease.lock.mark_lost()  # the store is closing
+            lease.settled.set()
+            lease.ended.set()
+
+    async def _take(self, lease: _Lease) -> None:
+        wait = _FIRST_WAIT
+        while not lease.released.is_set():
+            lease.is_taken = await self._ask_in_time(lease, self._adapter.try_lock)
+            if lease.is_taken:
+                return
+            with anyio.move_on_after(wait):
+                await lease.released.wait()
+            wait = min(wait * 2, _LONGEST_WAIT)
+
+    async def _renew(self, lease: _Lease) -> None:
+        """Renew the lease every third of its time until it is released or lost."""
+        while not lease.released.is_set():
+            with anyio.move_on_after(self._adapter.lease_ms / 3000):
+                await lease.released.wait()
+                return
+            try:
+                is_held = await self._ask_in_time(lease, self._adapter.renew_lock)
+            except TrunklineError:
+                # The server may be back before the lease ends.
+                is_held = monotonic() < lease.expires_at
+            if not is_held and not lease.released.is_set():
+                lease.lock.mark_lost()
+                _log.warning("lock_lost", key=lease.lock.key, lease_ms=self._adapter.lease_ms)
+                await lease.released.wait()
+
+    async def _give_back(self, lease: _Lease) -> None:
+        """Give the lease back; if the server is away, until it has ended by itself."""
+        is_first = True
+        while True:
+            try:
+                was_held = await self._ask(self._adapter.unlock, lease.lock.key, lease.lock.token)
+            except TrunklineError:
+                if monotonic() > lease.expires_at:
+                    return
+            else:
+                if is_first and lease.is_taken and not was_held:
+                    lease.lock.mark_lost()
+                return
+            is_first = False  # the next answer may be that of a lease that this attempt has ended
+            await anyio.sleep(_RETRY_WAIT)
+
+    async def _ask_in_time(self, lease: _Lease, method: Callable[[str, str], bool]) -> bool:
+        """Ask for the lease, and note when it ends."""
+        asked_at = monotonic()
+        is_held: bool = await self._ask(method, lease.lock.key, lease.lock.token)
+        if is_held:
+            lease.expires_at = asked_at + self._adapter.lease_ms / 1000
+        return is_held
+
+
+class _Lease:
+    """What the owner of a lock and the task of its lease tell each other."""
+
+    __slots__ = ("ended", "expires_at", "failure", "is_taken", "lock", "released", "settled")
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+        #: When the server ends it by itself, by this process's monotonic clock.
+        self.expires_at = 0.0
+        self.is_taken = False
+        #: Why it is not taken.
+        self.failure: TrunklineError = StoreUnavailable("the store has stopped")
+        #: Set when it is taken, or cannot be.
+        self.settled = anyio.Event()
+        #: Set when its owner does not need it any more.
+        self.released = anyio.Event()
+        #: Set when the server does not know of it any more.
+        self.ended = anyio.Event()

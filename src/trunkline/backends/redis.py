@@ -13,7 +13,7 @@ from trunkline.backends.adapter import Adapter
 from trunkline.backends.errors import ConnectionLost
 from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.url import hide_password
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError
 
 try:
     import redis
@@ -237,6 +237,8 @@ class RedisAdapter(Adapter):
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         self.namespace = namespace
         self.server = RedisServer(url, timeout_ms)
+        #: token → key of the locks that may be held.
+        self._held: dict[str, str] = {}
 
     @classmethod
     def from_url(cls, url: str, options: AdapterOptions) -> Self:
@@ -245,13 +247,21 @@ class RedisAdapter(Adapter):
     def sibling(self) -> Self:
         other = copy(self)
         other.server = self.server.sibling()
+        other._held = {}
         return other
 
     def open(self) -> None:
         self.server.open()
 
     def close(self) -> None:
-        self.server.close()
+        try:
+            if self._held:
+                # A lease would keep other processes waiting for seconds.
+                self.server.call_all([self._unlock(key, one) for one, key in [*self._held.items()]])
+        except TrunklineError:
+            pass
+        finally:
+            self.server.close()
 
     def try_lock(self, key: str, token: str) -> bool:
         return bool(self.server.call(self._try_lock(key, token)))
@@ -259,16 +269,18 @@ class RedisAdapter(Adapter):
     def renew_lock(self, key: str, token: str) -> bool:
         return bool(self.server.call(self._renew_lock(key, token)))
 
-    def unlock(self, key: str, token: str) -> None:
-        self.server.call(self._unlock(key, token))
+    def unlock(self, key: str, token: str) -> bool:
+        return bool(self.server.call(self._unlock(key, token)))
 
     def _try_lock(self, key: str, token: str) -> ScriptCall:
+        self._held[token] = key
         return self._lock_call(_TRY_LOCK, key, token)
 
     def _renew_lock(self, key: str, token: str) -> ScriptCall:
         return self._lock_call(_RENEW_LOCK, key, token)
 
     def _unlock(self, key: str, token: str) -> ScriptCall:
+        self._held.pop(token, None)
         return self._lock_call(_UNLOCK, key, token)
 
     def _lock_call(self, script: str, key: str, token: str) -> ScriptCall:

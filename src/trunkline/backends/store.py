@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+import anyio
 import msgspec
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
 from trunkline.backends.adapter import Adapter, Operation
-from trunkline.backends.locks import KeyLocks, Lease, hold_shared
+from trunkline.backends.locks import KeyLocks, Leases, Lock
 from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
 from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable, TrunklineError
 from trunkline.observe import Events
@@ -77,6 +79,7 @@ class Store(Service, Generic[AdapterT]):
         self._readers: tuple[ActorRef[Any], ...] = ()
         self._locker: ActorRef[Any] | None = None
         self._locks = KeyLocks()
+        self._leases = Leases(adapter, self._ask_locker)
 
     def stats(self) -> StoreStats:
         """The counters of this moment."""
@@ -140,19 +143,40 @@ class Store(Service, Generic[AdapterT]):
         raise worker.crashed(bug) from bug
 
     @asynccontextmanager
-    async def _hold(self, key: str) -> AsyncGenerator[Lease | None, Any]:
-        """Hold a lock: in this process in the order of arrival, among processes by a lease.
+    async def _hold(self, key: str, timeout_ms: int | None = None) -> AsyncGenerator[Lock, Any]:
+        """Hold a lock: in this process in the order of arrival, between processes by a lease.
 
-        Yields:
-            The lease; `None` where the database has no locks among processes.
+        Args:
+            key: what is locked.
+            timeout_ms: how long to wait for it; for ever by default.
+
+        Raises:
+            CallTimeout: it was not free in time.
+            RuntimeError: this task holds it already.
         """
         _only(self, self._writers)  # a store that does not run has no lock to give
-        async with self._locks.hold(key):
-            if self._locker is None:
-                yield None
-            else:
-                async with hold_shared(self._ask_locker, self._adapter, key) as lease:
-                    yield lease
+        seconds = (
+            math.inf if timeout_ms is None else require_positive("timeout_ms", timeout_ms) / 1000
+        )
+        lock, lease = Lock(key), None
+        with anyio.move_on_after(seconds) as scope:
+            await self._locks.acquire(key)
+            if self._locker is not None:
+                try:
+                    lease = await self._leases.acquire(lock)
+                except BaseException:
+                    self._locks.release(key)
+                    raise
+        if scope.cancelled_caught:
+            raise CallTimeout(f"{self.name}: the lock {key!r} was not free within {timeout_ms} ms")
+        try:
+            yield lock
+        finally:
+            try:
+                if lease is not None:
+                    await self._leases.release(lease)
+            finally:
+                self._locks.release(key)
 
     async def _ask_locker(self, method: Callable[..., Any], *args: Any) -> Any:
         assert self._locker is not None
@@ -202,7 +226,8 @@ class Store(Service, Generic[AdapterT]):
                 # With a connection of its own: a lock must not wait behind a batch of calls.
                 sibling = self._adapter.sibling()
                 self._locker = await self._spawn(supervisor, "locker", 0, sibling)
-            yield self
+            async with self._leases.run():
+                yield self
 
     async def _spawn(
         self, supervisor: Supervisor, role: str, index: int, adapter: AdapterT

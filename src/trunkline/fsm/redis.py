@@ -352,5 +352,5 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "compare_and_set": _step,
     "try_lock": bool,
     "renew_lock": bool,
-    "unlock": _nothing,
+    "unlock": bool,
 }

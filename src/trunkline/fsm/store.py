@@ -14,6 +14,7 @@ from trunkline.actors.clock import wall_clock_ms
 from trunkline.actors.lifetime import open_task_group
 from trunkline.backends import AdapterOptions, Store, choose_adapter
 from trunkline.backends.codec import Key, decode, decode_key, encode_key
+from trunkline.backends.locks import Lock
 from trunkline.errors import ConfigurationError, TrunklineError
 from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
 from trunkline.fsm.memory import MemoryFSMAdapter, ShortWay, is_plain
@@ -222,21 +223,39 @@ class FSMStore(Store[FSMAdapter]):
         )
         return None if standing is None else FSMState(standing.state, standing.flow)
 
-    def lock(self, bot_name: str, key: Key) -> AbstractAsyncContextManager[None]:
-        """Hold a conversation: `async with store.lock(bot_name, key):`.
+    def lock(
+        self, bot_name: str, key: Key, *, timeout_ms: int | None = None
+    ) -> AbstractAsyncContextManager[Lock]:
+        """Hold a conversation: `async with store.lock(bot_name, key) as lock:`.
 
-        The events of one key come one after another, in the order of arrival; among processes too
-        on PostgreSQL, Redis and Valkey, in no particular order. A lock that nobody holds leaves no
-        trace. One that a cancelled task or a killed process held is free again: at once, on Redis
-        and Valkey among processes when its lease ends (10 seconds).
+        The events of one key come one after another, in the order of arrival; between processes
+        too on PostgreSQL, Redis and Valkey, in no particular order. A lock that a cancelled task
+        held is free at once; that of a killed process as well on PostgreSQL, and when its lease
+        ends on Redis and Valkey (10 seconds).
+
+        Args:
+            bot_name: the bot.
+            key: the conversation.
+            timeout_ms: how long to wait for the lock; for ever by default.
+
+        Yields:
+            The lock: `lock.lost` and `await lock.wait_lost()` report that it ended too early, as
+            when this process was frozen or its server was away for longer than a lease.
+
+        Raises:
+            CallTimeout: the lock was not free within `timeout_ms`.
+            LockLost: on leaving, if the lock was lost inside.
+            RuntimeError: this task holds it already.
         """
         place, _ = self._place(bot_name, key)
-        return self._lock(place)
+        return self._lock(place, timeout_ms)
 
     @asynccontextmanager
-    async def _lock(self, place: Place) -> AsyncGenerator[None, Any]:
-        async with self._hold(msgspec.json.encode([place.bot_name, place.key]).decode()):
-            yield
+    async def _lock(self, place: Place, timeout_ms: int | None) -> AsyncGenerator[Lock, Any]:
+        key = msgspec.json.encode([place.bot_name, place.key]).decode()
+        async with self._hold(key, timeout_ms) as lock:
+            yield lock
+        lock.require_held()
 
     # -- inside ----------------------------------------------------------------------------------
 

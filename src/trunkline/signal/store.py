@@ -16,7 +16,7 @@ from trunkline.actors.lifetime import open_task_group
 from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
-from trunkline.backends.locks import Lease
+from trunkline.backends.locks import Lock
 from trunkline.errors import ConfigurationError, StoreUnavailable, TransactionConflict
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 from trunkline.signal.families import FAMILIES
@@ -129,7 +129,9 @@ class SignalStore(Store[SignalAdapter]):
         """Delete everything."""
         await self._commit(Commit({}, _new_version(), clear=True))
 
-    def transaction(self, key: str) -> AbstractAsyncContextManager[SignalTransaction]:
+    def transaction(
+        self, key: str, *, timeout_ms: int | None = None
+    ) -> AbstractAsyncContextManager[SignalTransaction]:
         """A transaction: `async with store.transaction(key) as tx:`.
 
         It commits on leaving, and rolls back on an exception or a cancellation. Transactions on
@@ -147,7 +149,7 @@ class SignalStore(Store[SignalAdapter]):
                 Nothing of it is stored. `transact` runs a function again.
             ConfigurationError: `key` is no string.
         """
-        return self._transaction(self._codec.lock(key))
+        return self._transaction(self._codec.lock(key), timeout_ms)
 
     async def transact(
         self,
@@ -206,12 +208,14 @@ class SignalStore(Store[SignalAdapter]):
     # -- inside ----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _transaction(self, key: str) -> AsyncGenerator[SignalTransaction, Any]:
+    async def _transaction(
+        self, key: str, timeout_ms: int | None
+    ) -> AsyncGenerator[SignalTransaction, Any]:
         outer = self._current()
         if outer is not None:
             yield outer
             return
-        async with self._hold(f"transaction:{key}") as lease:
+        async with self._hold(f"transaction:{key}", timeout_ms) as lock:
             tx = SignalTransaction(key, self._read_versions, self._read_names, self._codec)
             token = _running.set({**_running.get(), id(self): tx})
             try:
@@ -221,30 +225,28 @@ class SignalStore(Store[SignalAdapter]):
                 _running.reset(token)
             outcome = tx.outcome(_new_version())
             if outcome is not None:
-                await self._commit_untorn(outcome, lease)
+                await self._commit_untorn(outcome, lock)
 
-    async def _commit_untorn(self, commit: Commit, lease: Lease | None) -> None:
-        """Commit while the lock is held; whoever is cancelled meanwhile hears of it afterwards."""
+    async def _commit_untorn(self, commit: Commit, lock: Lock) -> None:
+        """Commit while the lock is held; a cancellation meanwhile is delivered afterwards."""
         if not self._adapter.blocking:
-            await self._commit_held(commit, lease)
+            await self._commit(commit)
             return
         with anyio.CancelScope(shield=True):
             # In a task of its own, with a shield of its own, since this one does not keep out
             # asyncio's `task.cancel()`.
             async with open_task_group() as task_group:
-                task_group.start_soon(self._commit_held, commit, lease)
+                task_group.start_soon(self._commit_held, commit, lock)
 
-    async def _commit_held(self, commit: Commit, lease: Lease | None) -> None:
+    async def _commit_held(self, commit: Commit, lock: Lock) -> None:
         with anyio.CancelScope(shield=True):
-            if lease is not None:
-                await self._require_held(lease)
-                commit = msgspec.structs.replace(commit, lease=(lease.key, lease.token))
+            if self._adapter.lease_ms:
+                await self._require_held(lock)
+                commit = msgspec.structs.replace(commit, lease=(lock.key, lock.token))
             await self._commit(commit)
 
-    async def _require_held(self, lease: Lease) -> None:
-        if lease.lost or not await self._ask_locker(
-            self._adapter.renew_lock, lease.key, lease.token
-        ):
+    async def _require_held(self, lock: Lock) -> None:
+        if lock.lost or not await self._ask_locker(self._adapter.renew_lock, lock.key, lock.token):
             raise TransactionConflict(
                 "the lock of this transaction has ended before its commit; nothing was stored"
             )

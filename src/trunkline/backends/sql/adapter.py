@@ -42,7 +42,7 @@ class SQLAdapter(Adapter):
 
 
 class AdvisoryLocks(SQLAdapter):
-    """Locks among processes for adapters of a `Database`: PostgreSQL's advisory locks.
+    """Locks between processes for adapters of a `Database`: PostgreSQL's advisory locks.
 
     They belong to the connection, and so end when their owner dies. SQLite has none: there a lock
     holds within its process.
@@ -65,11 +65,14 @@ class AdvisoryLocks(SQLAdapter):
     def renew_lock(self, key: str, token: str) -> bool:
         return self._held.get(token) == self.database.connections
 
-    def unlock(self, key: str, token: str) -> None:
-        if self._held.get(token) == self.database.connections:
+    def unlock(self, key: str, token: str) -> bool:
+        is_held = self.renew_lock(key, token)
+        if is_held:
             self._ask("SELECT pg_advisory_unlock(:key)", key)
-        self._held.pop(token, None)
+        # What is not in here was given back before: a batch may be run a second time.
+        return self._held.pop(token, None) is None or is_held
 
     def _ask(self, statement: str, key: str) -> bool:
-        number = xxh3_64_intdigest(f"{self.database.component}:{key}".encode()) - 2**63
+        name = "\0".join((self.database.component, self.namespace, key))
+        number = xxh3_64_intdigest(name.encode()) - 2**63
         return bool(self.database.connection.execute(sa.text(statement), {"key": number}).scalar())
