@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.cli import _parser
+from trunkline.commands.main import _parser
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
