@@ -208,6 +208,11 @@ OPTIONAL_CALLS = {
     "after": ("after", lambda store, one: store.get_messages("room", after=one)),
     "thread": ("thread_id", lambda store, one: store.get_messages("room", thread_id=one)),
     "list_rooms": ("after", lambda store, one: store.list_rooms(after=one)),
+    "list_threads": ("after", lambda store, one: store.list_threads("room", after=one)),
+    "list_bindings": ("after", lambda store, one: store.list_room_bindings("room", after=one)),
+    "list_configs": ("after", lambda store, one: store.list_bridge_configs(after=one)),
+    "directory": ("after", lambda store, one: store.directory_search("room", {}, after=one)),
+    "message room": ("room_id", lambda s, x: s.get_message_by_external_id("irc", "b", 1, x)),
     "scan": ("after", lambda store, one: store.scan("rooms", after=one)),
     "subscription": ("subscription_id", lambda s, x: s.delete_ingress_subscription("bot", x)),
 }
@@ -257,9 +262,22 @@ async def test_what_cannot_be_an_id_is_refused_by_its_name(store, name, call, va
         lambda store, limit: store.get_messages("room", limit=limit),
         lambda store, limit: store.list_rooms(limit=limit),
         lambda store, limit: store.list_threads("room", limit=limit),
+        lambda store, limit: store.list_room_bindings("room", limit=limit),
+        lambda store, limit: store.list_bridge_configs(limit=limit),
+        lambda store, limit: store.list_ingress_subscriptions("bot", limit=limit),
+        lambda store, limit: store.directory_search("room", {}, limit=limit),
         lambda store, limit: store.scan("rooms", limit=limit),
     ],
-    ids=["get_messages", "list_rooms", "list_threads", "scan"],
+    ids=[
+        "get_messages",
+        "list_rooms",
+        "list_threads",
+        "bindings",
+        "configs",
+        "subscriptions",
+        "directory",
+        "scan",
+    ],
 )
 async def test_a_limit_is_an_int_from_1_to_1000(store, call, limit):
     with pytest.raises(ConfigurationError) as refused:
@@ -536,8 +554,9 @@ SOMEBODYS_TESTS = """
     from trunkline.testing import PersistenceContract
 
     class Forgetful(MemoryPersistenceAdapter):
-        def delete_room(self, room_id):
+        def delete_room_part(self, room_id, limit):
             self._rooms.remove(room_id)
+            return True
 
     class TestGood(PersistenceContract):
         @pytest.fixture

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from trunkline.errors import ConfigurationError
+from trunkline.errors import ConfigurationError, TrunklineError
 
 if TYPE_CHECKING:
     from trunkline.backends.registry import AdapterOptions
@@ -51,7 +51,8 @@ class Adapter:
     blocking: ClassVar[bool] = True
 
     #: Methods that can be served many at a time: the name of one that takes one argument, and the
-    #: name of one that takes a list of such arguments and returns as many results.
+    #: name of one that takes a list of such arguments and returns as many results; a
+    #: `TrunklineError` among them is the answer to its call, which has changed nothing.
     bulk: ClassVar[Mapping[str, str]] = {}
 
     #: How many workers may write and read at once, each through a `sibling` of its own. More than
@@ -124,7 +125,10 @@ class Adapter:
             else:
                 values = getattr(self, bulk)([one.args[0] for one in neighbours])
                 for operation, value in zip(neighbours, values, strict=True):
-                    operation.value = value
+                    if isinstance(value, TrunklineError):
+                        operation.error = value
+                    else:
+                        operation.value = value
 
     @property
     def _rolls_back(self) -> bool:

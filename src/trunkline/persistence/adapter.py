@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from trunkline.backends import Adapter
-from trunkline.errors import NotFound
+from trunkline.errors import NotFound, StoreUnavailable, TrunklineError
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -26,6 +27,9 @@ from trunkline.persistence.models import (
 )
 
 __all__ = ("KINDS", "DirectoryQuery", "DirectoryTarget", "Inbound", "PersistenceAdapter")
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 #: What a store holds, by the name under which it is counted; those that others refer to first.
 KINDS = {
@@ -56,12 +60,17 @@ class DirectoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Inbound(msgspec.Struct, frozen=True):
-    """A message that came in, with the room and the participant it came from."""
+    """A message that came in, with what it came from."""
 
     room: Room
+    #: The sender; `external_ids` has an id on the binding's channel.
     participant: Participant | None
     message: Message
-    #: Whether the message was stored before, under the same id.
+    #: The external room that it came from.
+    binding: RoomBinding
+    #: The thread that it came from; has an `external_thread_id`.
+    thread: Thread | None = None
+    #: Whether the same message came in before.
     duplicate: bool = False
 
 
@@ -78,7 +87,7 @@ class PersistenceAdapter(Adapter, ABC):
     """
 
     store: ClassVar = "persistence"
-    bulk: ClassVar = {"save_message": "save_messages"}
+    bulk: ClassVar = {"save_message": "save_messages", "save_inbound": "save_inbounds"}
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -91,8 +100,13 @@ class PersistenceAdapter(Adapter, ABC):
         """Raises `NotFound`."""
 
     @abstractmethod
-    def delete_room(self, room_id: str) -> None:
-        """With its messages, threads, bindings and policy. One that is not there is no error."""
+    def delete_room_part(self, room_id: str, limit: int) -> bool:
+        """Delete a part of a room; whether the room is deleted now, or was not there.
+
+        The first part is the bindings and the policy, the next are up to `limit` messages or
+        threads each, oldest first; the last one is the room itself. So a room that is being deleted
+        is not found by an external room, and may still be read with its newer messages.
+        """
 
     @abstractmethod
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
@@ -130,9 +144,12 @@ class PersistenceAdapter(Adapter, ABC):
     def save_message(self, message: Message) -> Message:
         """Insert or update. Raises `NotFound` for an unknown room."""
 
-    def save_messages(self, messages: Sequence[Message]) -> list[Message]:
-        """`save_message` for each, in their order. Override it where a database can do better."""
-        return [self.save_message(message) for message in messages]
+    def save_messages(self, messages: Sequence[Message]) -> list[Message | TrunklineError]:
+        """`save_message` for each, in their order; an error fails its own message alone.
+
+        Override it where a database can do better.
+        """
+        return [_result(self.save_message, message) for message in messages]
 
     @abstractmethod
     def get_message(self, message_id: str) -> Message:
@@ -158,8 +175,13 @@ class PersistenceAdapter(Adapter, ABC):
         """One that is not there is no error."""
 
     @abstractmethod
-    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
-        """The newest message whose metadata has this channel and bridge. Raises `NotFound`."""
+    def get_message_by_external_id(
+        self, channel: str, bridge_id: str, external_id: str, room_id: str | None
+    ) -> Message:
+        """The newest message whose metadata has this channel and bridge, of `room_id` if given.
+
+        Raises `NotFound`.
+        """
 
     @abstractmethod
     def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
@@ -184,8 +206,13 @@ class PersistenceAdapter(Adapter, ABC):
         """The newest of this room. Raises `NotFound`."""
 
     @abstractmethod
-    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
-        """The first `limit` threads of a room by `(inserted_at, id)`, only of `status`."""
+    def list_threads(
+        self, room_id: str, limit: int, after: str | None, status: str | None
+    ) -> list[Thread]:
+        """The first `limit` threads of a room by `(inserted_at, id)`, only of `status`.
+
+        Raises `NotFound` if `after` is not a thread of this room.
+        """
 
     # -- bindings --------------------------------------------------------------------------------
 
@@ -210,8 +237,11 @@ class PersistenceAdapter(Adapter, ABC):
         """
 
     @abstractmethod
-    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
-        """By `(inserted_at, id)`."""
+    def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
+        """The first `limit` by `(inserted_at, id)`.
+
+        Raises `NotFound` if `after` is not a binding of this room.
+        """
 
     @abstractmethod
     def delete_room_binding(self, binding_id: str) -> None:
@@ -221,9 +251,9 @@ class PersistenceAdapter(Adapter, ABC):
 
     @abstractmethod
     def directory_search(
-        self, target: DirectoryTarget, query: DirectoryQuery
+        self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
-        """Every match, sorted by id."""
+        """The first `limit` matches by id, only with an id behind `after`."""
 
     # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
 
@@ -244,8 +274,10 @@ class PersistenceAdapter(Adapter, ABC):
         """Raises `NotFound`."""
 
     @abstractmethod
-    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
-        """By id, only those that are `enabled` or not."""
+    def list_bridge_configs(
+        self, limit: int, after: str | None, enabled: bool | None
+    ) -> list[BridgeConfig]:
+        """The first `limit` by id, only with an id behind `after`, only `enabled` ones or not."""
 
     @abstractmethod
     def delete_bridge_config(self, bridge_id: str) -> None:
@@ -269,9 +301,12 @@ class PersistenceAdapter(Adapter, ABC):
 
     @abstractmethod
     def list_ingress_subscriptions(
-        self, bridge_id: str, status: str | None
+        self, bridge_id: str, limit: int, after: str | None, status: str | None
     ) -> list[IngressSubscription]:
-        """By subscription id, only of `status`."""
+        """The first `limit` by subscription id, only with one behind `after`, only of `status`.
+
+        One without an id is sorted as an empty string.
+        """
 
     @abstractmethod
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
@@ -279,30 +314,60 @@ class PersistenceAdapter(Adapter, ABC):
 
     # -- as a whole ------------------------------------------------------------------------------
 
-    def save_inbound(self, inbound: Inbound, binding: RoomBinding, channel: str) -> Inbound:
-        """Store a message with its room and participant, together or not at all.
+    def save_inbound(self, inbound: Inbound) -> Inbound:
+        """Store a message with its room, participant and thread, together or not at all.
 
-        The room is the one that `binding`'s external room is bound to, else `inbound.room`, bound;
-        the participant likewise by its external id on `channel`. A message that is there already
-        under its id is left as it is, and given with `duplicate`.
+        The room is the one that the binding's external room is bound to, else `inbound.room`,
+        bound; the participant likewise by their external id on the binding's channel, the thread by
+        its external id in the room. The message that it replies to is looked up in the room by
+        `external_reply_to_id`. A message that is there already is left as it is, and returned with
+        `duplicate`.
         """
+        binding, participant, thread = inbound.binding, inbound.participant, inbound.thread
         room = self.get_or_create_room_by_external_binding(inbound.room, binding)
-        participant = inbound.participant
         if participant is not None:
-            external_id = str(participant.external_ids[channel])
+            external_id = str(participant.external_ids[binding.channel])
             participant = self.get_or_create_participant_by_external_id(
-                channel, external_id, participant
+                binding.channel, external_id, participant
             )
+        message = inbound.message
         try:
-            stored = self.get_message(inbound.message.id)
+            stored = self.get_message(message.id)
         except NotFound:
+            reply_to_id = message.reply_to_id
+            if reply_to_id is None and message.external_reply_to_id is not None:
+                with suppress(NotFound):
+                    reply_to_id = self.get_message_by_external_id(
+                        binding.channel,
+                        binding.bridge_id,
+                        str(message.external_reply_to_id),
+                        room.id,
+                    ).id
+            if thread is not None:
+                thread = self._get_or_create_thread(replace(thread, room_id=room.id))
             message = replace(
-                inbound.message,
+                message,
                 room_id=room.id,
                 sender_id=None if participant is None else participant.id,
+                thread_id=message.thread_id if thread is None else thread.id,
+                reply_to_id=reply_to_id,
             )
-            return Inbound(room, participant, self.save_message(message))
-        return Inbound(room, participant, stored, duplicate=True)
+            return Inbound(room, participant, self.save_message(message), binding, thread)
+        return Inbound(room, participant, stored, binding, thread, duplicate=True)
+
+    def save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
+        """`save_inbound` for each, in their order; an error fails its own message alone.
+
+        Override it where a database can do better.
+        """
+        return [_result(self.save_inbound, inbound) for inbound in inbounds]
+
+    def _get_or_create_thread(self, candidate: Thread) -> Thread:
+        try:
+            external_id = str(candidate.external_thread_id)
+            return self.get_thread_by_external_id(candidate.room_id, external_id)
+        except NotFound:
+            return self.save_thread(candidate)
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
@@ -321,3 +386,13 @@ class PersistenceAdapter(Adapter, ABC):
                 room's; of a subscription, `bridge_id` and `subscription_id` with a NUL between.
             newest_first: backwards.
         """
+
+
+def _result(method: Callable[[T], R], argument: T) -> R | TrunklineError:
+    """What `method` returns, or the error that is the answer to this call alone."""
+    try:
+        return method(argument)
+    except StoreUnavailable:
+        raise
+    except TrunklineError as error:
+        return error

@@ -81,22 +81,23 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def get_room(self, room_id: str) -> Room:
         return self._rooms.get(room_id)
 
-    def delete_room(self, room_id: str) -> None:
-        for message in self._messages_of_room.of(room_id):
-            self.delete_message(message.id)
-        for thread in self._threads_of_room.of(room_id):
-            self._threads.remove(thread.id)
+    def delete_room_part(self, room_id: str, limit: int) -> bool:
         for binding in self._bindings_of_room.of(room_id):
             self.delete_room_binding(binding.id)
         self._policies.pop(room_id, None)
+        messages = self._messages_of_room.of(room_id, last=limit)
+        threads = self._threads_of_room.of(room_id, last=limit - len(messages))
+        for message in messages:
+            self._messages.remove(message.id)
+        for thread in threads:
+            self._threads.remove(thread.id)
+        if self._messages_of_room.of(room_id) or self._threads_of_room.of(room_id):
+            return False
         self._rooms.remove(room_id)
+        return True
 
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
-        rooms = (
-            room
-            for room in self._rooms.sorted()
-            if room_type in (None, room.type) and (after is None or room.id > after)
-        )
+        rooms = (room for room in self._rooms.sorted(after) if room_type in (None, room.type))
         return _copies(_first(limit, rooms))
 
     # -- participants ----------------------------------------------------------------------------
@@ -168,8 +169,14 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def delete_message(self, message_id: str) -> None:
         self._messages.remove(message_id)
 
-    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
-        found = self._messages_of_external.of((channel, bridge_id, external_id))
+    def get_message_by_external_id(
+        self, channel: str, bridge_id: str, external_id: str, room_id: str | None
+    ) -> Message:
+        found = [
+            message
+            for message in self._messages_of_external.of((channel, bridge_id, external_id))
+            if room_id in (None, message.room_id)
+        ]
         if not found:
             raise NotFound(f"no message {external_id!r} of {channel}:{bridge_id}")
         return checked(found[-1])
@@ -199,8 +206,11 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             raise NotFound(f"room {room_id!r} has no thread that begins with {root_message_id!r}")
         return checked(found[-1])
 
-    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
-        threads = self._threads_of_room.of(room_id)
+    def list_threads(
+        self, room_id: str, limit: int, after: str | None, status: str | None
+    ) -> list[Thread]:
+        first = self._threads_of_room.place(room_id, after, beyond=True)
+        threads = self._threads_of_room.of(room_id, first)
         return _copies(_first(limit, (t for t in threads if status in (None, t.status))))
 
     # -- bindings --------------------------------------------------------------------------------
@@ -235,8 +245,9 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         self._binding_of_external[key] = binding.id
         return self._bindings.put(binding)
 
-    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
-        return _copies(self._bindings_of_room.of(room_id))
+    def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
+        first = self._bindings_of_room.place(room_id, after, beyond=True)
+        return _copies(self._bindings_of_room.of(room_id, first)[:limit])
 
     def delete_room_binding(self, binding_id: str) -> None:
         binding = self._bindings.get(binding_id)
@@ -253,11 +264,13 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     # -- directory -------------------------------------------------------------------------------
 
     def directory_search(
-        self, target: DirectoryTarget, query: DirectoryQuery
+        self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
         if target == "participant":
-            return _copies(p for p in self._participants.sorted() if self._is_who(p, query))
-        return _copies(room for room in self._rooms.sorted() if self._is_where(room, query))
+            people = (p for p in self._participants.sorted(after) if self._is_who(p, query))
+            return _copies(_first(limit, people))
+        rooms = (room for room in self._rooms.sorted(after) if self._is_where(room, query))
+        return _copies(_first(limit, rooms))
 
     def _is_who(self, participant: Participant, query: DirectoryQuery) -> bool:
         return (
@@ -298,8 +311,11 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
         return self._bridges.get(bridge_id)
 
-    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
-        return _copies(c for c in self._bridges.sorted() if enabled in (None, c.enabled))
+    def list_bridge_configs(
+        self, limit: int, after: str | None, enabled: bool | None
+    ) -> list[BridgeConfig]:
+        configs = (c for c in self._bridges.sorted(after) if enabled in (None, c.enabled))
+        return _copies(_first(limit, configs))
 
     def delete_bridge_config(self, bridge_id: str) -> None:
         self._bridges.get(bridge_id)
@@ -323,13 +339,14 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return checked(subscription)
 
     def list_ingress_subscriptions(
-        self, bridge_id: str, status: str | None
+        self, bridge_id: str, limit: int, after: str | None, status: str | None
     ) -> list[IngressSubscription]:
-        return _copies(
-            subscription
-            for key, subscription in sorted(self._subscriptions.items())
-            if key[0] == bridge_id and status in (None, subscription.status)
+        subscriptions = (
+            self._subscriptions[key]
+            for key in sorted(self._subscriptions)
+            if key[0] == bridge_id and (after is None or key[1] > after)
         )
+        return _copies(_first(limit, (s for s in subscriptions if status in (None, s.status))))
 
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
         key = (bridge_id, subscription_id or "")
@@ -374,7 +391,7 @@ class _Shelf(Generic[M]):
     """Models of one kind by id, and the indexes that follow them."""
 
     def __init__(self, kind: type[M]) -> None:
-        self._kind = kind
+        self.kind = kind
         self._models: dict[str, M] = {}
         self._indexes: list[_Index[Hashable, M]] = []
 
@@ -389,7 +406,7 @@ class _Shelf(Generic[M]):
         return self._models.get(model_id)
 
     def get(self, model_id: str) -> M:
-        return checked(_get(self._models, model_id, self._kind.__name__))
+        return checked(_get(self._models, model_id, self.kind.__name__))
 
     def remove(self, model_id: str) -> M | None:
         model = self._models.pop(model_id, None)
@@ -398,9 +415,10 @@ class _Shelf(Generic[M]):
                 index.discard(model)
         return model
 
-    def sorted(self) -> list[M]:
-        """All of them, by id."""
-        return [self._models[model_id] for model_id in sorted(self._models)]
+    def sorted(self, after: str | None = None) -> list[M]:
+        """All of them, by id; only those behind the id `after`."""
+        ids = [one for one in self._models if after is None or one > after]
+        return [self._models[model_id] for model_id in sorted(ids)]
 
     def follow(self, index: _Index[Hashable, M]) -> None:
         self._indexes.append(index)
@@ -430,7 +448,7 @@ class _Index(Generic[K, M]):
             return None
         model = self._shelf.peek(model_id)
         if model is None or self._key(model) != key:
-            raise NotFound(f"no message {model_id!r} in room {key!r}")
+            raise NotFound(f"no {self._shelf.kind.__name__} {model_id!r} in room {key!r}")
         return bisect_left(self._groups[key], self._order(model), key=self._order) + beyond
 
     def add(self, model: M) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends import AdapterOptions, Conflict
 from trunkline.backends.sql import Database, Result, SQLAdapter
-from trunkline.errors import AlreadyBound, NotFound
+from trunkline.errors import AlreadyBound, NotFound, TrunklineError
 from trunkline.persistence.adapter import (
     KINDS,
     DirectoryQuery,
@@ -95,15 +95,21 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     def get_room(self, room_id: str) -> Room:
         return self._one(Room, _by_id(rooms), {"id": room_id}, f"no Room {room_id!r}")
 
-    def delete_room(self, room_id: str) -> None:
+    def delete_room_part(self, room_id: str, limit: int) -> bool:
+        key = {"room_id": room_id, "limit": limit}
+        for table in (room_bindings, routing_policies):
+            self._execute(_delete_of_room(table), key)
+        for table in (messages, threads):
+            self._execute(_delete_oldest(table), key)
+            if self._value(_any_of_room(table), key) is not None:
+                return False
         self._execute(_delete_by_id(rooms), {"id": room_id})
+        return True
 
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
-        statement = sa.select(rooms.c.document).order_by(rooms.c.id).limit(limit)
+        statement = _page(rooms, rooms.c.id, limit, after)
         if room_type is not None:
             statement = statement.where(rooms.c.type == room_type)
-        if after is not None:
-            statement = statement.where(rooms.c.id > after)
         return self._all_of_new(Room, statement)
 
     # -- participants ----------------------------------------------------------------------------
@@ -178,14 +184,19 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- messages --------------------------------------------------------------------------------
 
     def save_message(self, message: Message) -> Message:
-        return self.save_messages([message])[0]
+        self._upsert_in_room(messages, _message_row(message))
+        return message
 
-    def save_messages(self, messages_: Sequence[Message]) -> list[Message]:
-        try:
-            self._upsert(messages, *map(_message_row, messages_))
-        except IntegrityError:
-            raise NotFound(f"no Room {messages_[0].room_id!r}") from None
-        return list(messages_)
+    def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
+        keys = {(message.room_id,) for message in messages_}
+        known = {room_id for (room_id,) in self.database.find(rooms, keys, (rooms.c.id,))}
+        rows = [_message_row(message) for message in messages_ if message.room_id in known]
+        if rows:
+            self._upsert(messages, *rows)
+        return [
+            message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
+            for message in messages_
+        ]
 
     def get_message(self, message_id: str) -> Message:
         return self._one(
@@ -202,31 +213,27 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     ) -> list[Message]:
         parameters: dict[str, Any] = {"room_id": room_id, "limit": limit}
         if before is not None:
-            parameters["before_us"] = self._instant(room_id, before)
+            parameters["before_us"] = self._instant(messages, room_id, before)
             parameters["before"] = before
         if after is not None:
-            parameters["after_us"] = self._instant(room_id, after)
+            parameters["after_us"] = self._instant(messages, room_id, after)
             parameters["after"] = after
         if thread_id is not None:
             parameters["thread_id"] = thread_id
         statement = _window(before is not None, after is not None, thread_id is not None)
         return self._all(Message, statement, parameters)[::-1]
 
-    def _instant(self, room_id: str, message_id: str) -> int:
-        """When a message of a room was inserted, in microseconds."""
-        instant: int | None = self._value(_INSTANT, {"room_id": room_id, "id": message_id})
-        if instant is None:
-            raise NotFound(f"no message {message_id!r} in room {room_id!r}")
-        return instant
-
     def delete_message(self, message_id: str) -> None:
         self._execute(_delete_by_id(messages), {"id": message_id})
 
-    def get_message_by_external_id(self, channel: str, bridge_id: str, external_id: str) -> Message:
+    def get_message_by_external_id(
+        self, channel: str, bridge_id: str, external_id: str, room_id: str | None
+    ) -> Message:
+        key = {"channel": channel, "bridge_id": bridge_id, "external_id": external_id}
         return self._one(
             Message,
-            _MESSAGE_BY_EXTERNAL_ID,
-            {"channel": channel, "bridge_id": bridge_id, "external_id": external_id},
+            _MESSAGE_BY_EXTERNAL_ID if room_id is None else _MESSAGE_OF_ROOM_BY_EXTERNAL_ID,
+            {**key, "room_id": room_id},
             f"no message {external_id!r} of {channel}:{bridge_id}",
         )
 
@@ -271,13 +278,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             f"room {room_id!r} has no thread that begins with {root_message_id!r}",
         )
 
-    def list_threads(self, room_id: str, limit: int, status: str | None) -> list[Thread]:
-        statement = (
-            sa.select(threads.c.document)
-            .where(threads.c.room_id == room_id)
-            .order_by(threads.c.inserted_at_us, threads.c.id)
-            .limit(limit)
-        )
+    def list_threads(
+        self, room_id: str, limit: int, after: str | None, status: str | None
+    ) -> list[Thread]:
+        statement = self._of_room(threads, room_id, limit, after)
         if status is not None:
             statement = statement.where(threads.c.status == status)
         return self._all_of_new(Thread, statement)
@@ -295,7 +299,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         self._require_new_binding(binding)
         # Another process was faster; its row is committed, since the insert waited for it.
         if made:
-            self.delete_room(candidate.id)
+            self._execute(_delete_by_id(rooms), {"id": candidate.id})
         return self._met(Room, _ROOM_BY_BINDING, row)
 
     def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
@@ -326,8 +330,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             standing.room_id,
         )
 
-    def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
-        return self._all(RoomBinding, _BINDINGS_OF_ROOM, {"room_id": room_id})
+    def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
+        statement = self._of_room(room_bindings, room_id, limit, after)
+        return self._all_of_new(RoomBinding, statement)
 
     def delete_room_binding(self, binding_id: str) -> None:
         self._delete(room_bindings, {"id": binding_id}, f"no RoomBinding {binding_id!r}")
@@ -342,17 +347,17 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- directory -------------------------------------------------------------------------------
 
     def directory_search(
-        self, target: DirectoryTarget, query: DirectoryQuery
+        self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
         if target == "participant":
-            statement = self._directory(participants, query)
+            statement = self._directory(participants, query, limit, after)
             if query.external_id is not None:
                 external = participant_external_ids.c
                 statement = statement.join(participant_external_ids).where(
                     external.channel == query.channel, external.external_id == query.external_id
                 )
             return self._all_of_new(Participant, statement)
-        statement = self._directory(rooms, query)
+        statement = self._directory(rooms, query, limit, after)
         if query.external_id is not None:
             statement = statement.join(room_bindings).where(
                 room_bindings.c.channel == query.channel,
@@ -361,8 +366,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             )
         return self._all_of_new(Room, statement)
 
-    def _directory(self, table: sa.Table, query: DirectoryQuery) -> sa.Select[Any]:
-        statement = sa.select(table.c.document).order_by(table.c.id)
+    def _directory(
+        self, table: sa.Table, query: DirectoryQuery, limit: int, after: str | None
+    ) -> sa.Select[Any]:
+        statement = _page(table, table.c.id, limit, after)
         if query.id is not None:
             statement = statement.where(table.c.id == query.id)
         if query.name is not None:
@@ -396,8 +403,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             f"no BridgeConfig {bridge_id!r}",
         )
 
-    def list_bridge_configs(self, enabled: bool | None) -> list[BridgeConfig]:
-        statement = sa.select(bridge_configs.c.document).order_by(bridge_configs.c.id)
+    def list_bridge_configs(
+        self, limit: int, after: str | None, enabled: bool | None
+    ) -> list[BridgeConfig]:
+        statement = _page(bridge_configs, bridge_configs.c.id, limit, after)
         if enabled is not None:
             statement = statement.where(bridge_configs.c.enabled == enabled)
         return self._all_of_new(BridgeConfig, statement)
@@ -434,12 +443,11 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return subscription
 
     def list_ingress_subscriptions(
-        self, bridge_id: str, status: str | None
+        self, bridge_id: str, limit: int, after: str | None, status: str | None
     ) -> list[IngressSubscription]:
-        statement = (
-            sa.select(ingress_subscriptions.c.document)
-            .where(ingress_subscriptions.c.bridge_id == bridge_id)
-            .order_by(ingress_subscriptions.c.subscription_id)
+        column = ingress_subscriptions.c.subscription_id
+        statement = _page(ingress_subscriptions, column, limit, after).where(
+            ingress_subscriptions.c.bridge_id == bridge_id
         )
         if status is not None:
             statement = statement.where(ingress_subscriptions.c.status == status)
@@ -454,11 +462,11 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     # -- as a whole ------------------------------------------------------------------------------
 
-    def save_inbound(self, inbound: Inbound, binding: RoomBinding, channel: str) -> Inbound:
+    def save_inbound(self, inbound: Inbound) -> Inbound:
         if not self.database.is_sqlite:
             # Two processes may be given the same message at once; the second waits for the first.
             self._execute(_LOCK_MESSAGE, {"id": inbound.message.id})
-        return super().save_inbound(inbound, binding, channel)
+        return super().save_inbound(inbound)
 
     def counts(self) -> dict[str, int]:
         return {
@@ -518,6 +526,30 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             raise Conflict(f"another process deletes a {kind.__name__} that it has just made")
         return found
 
+    def _instant(self, table: sa.Table, room_id: str, model_id: str) -> int:
+        """When a message, thread or binding of a room was inserted, in microseconds."""
+        key = {"room_id": room_id, "id": model_id}
+        instant: int | None = self._value(_instant_of(table), key)
+        if instant is None:
+            raise NotFound(f"room {room_id!r} has no {_KINDS[table.name].__name__} {model_id!r}")
+        return instant
+
+    def _of_room(
+        self, table: sa.Table, room_id: str, limit: int, after: str | None
+    ) -> sa.Select[Any]:
+        """The first of a room by time and id."""
+        order = (table.c.inserted_at_us, table.c.id)
+        statement = (
+            sa.select(table.c.document)
+            .where(table.c.room_id == room_id)
+            .order_by(*order)
+            .limit(limit)
+        )
+        if after is not None:
+            last = (self._instant(table, room_id, after), after)
+            statement = statement.where(sa.tuple_(*order) > sa.tuple_(*map(sa.literal, last)))
+        return statement
+
     def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
         self.database.upsert(table, rows)
 
@@ -545,6 +577,41 @@ def _count(table: sa.Table) -> sa.Select[Any]:
     return sa.select(sa.func.count()).select_from(table)
 
 
+def _page(table: sa.Table, column: sa.Column[str], limit: int, after: str | None) -> sa.Select[Any]:
+    """The first rows by `column`, behind `after`."""
+    statement = sa.select(table.c.document).order_by(column).limit(limit)
+    return statement if after is None else statement.where(column > after)
+
+
+@cache
+def _delete_of_room(table: sa.Table) -> sa.Delete:
+    return sa.delete(table).where(table.c.room_id == sa.bindparam("room_id"))
+
+
+@cache
+def _delete_oldest(table: sa.Table) -> sa.Delete:
+    """Delete up to `limit` rows of a room, oldest first."""
+    oldest = (
+        sa.select(table.c.id)
+        .where(table.c.room_id == sa.bindparam("room_id"))
+        .order_by(table.c.inserted_at_us, table.c.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+    return sa.delete(table).where(table.c.id.in_(oldest))
+
+
+@cache
+def _any_of_room(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table.c.id).where(table.c.room_id == sa.bindparam("room_id")).limit(1)
+
+
+@cache
+def _instant_of(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table.c.inserted_at_us).where(
+        table.c.id == sa.bindparam("id"), table.c.room_id == sa.bindparam("room_id")
+    )
+
+
 @cache
 def _delete_by_id(table: sa.Table) -> sa.Delete:
     return sa.delete(table).where(table.c.id == sa.bindparam("id"))
@@ -565,12 +632,12 @@ def _select_by(table: sa.Table, *names: str, newest: bool = False) -> sa.Select[
 
 
 _MESSAGE_BY_EXTERNAL_ID = _select_by(messages, "channel", "bridge_id", "external_id", newest=True)
+_MESSAGE_OF_ROOM_BY_EXTERNAL_ID = _select_by(
+    messages, "channel", "bridge_id", "external_id", "room_id", newest=True
+)
 _THREAD_BY_EXTERNAL_ID = _select_by(threads, "room_id", "external_thread_id", newest=True)
 _THREAD_BY_ROOT = _select_by(threads, "room_id", "root_message_id", newest=True)
 _BINDING_BY_EXTERNAL_ID = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
-_BINDINGS_OF_ROOM = _select_by(room_bindings, "room_id").order_by(
-    room_bindings.c.inserted_at_us, room_bindings.c.id
-)
 _POLICY_OF_ROOM = _select_by(routing_policies, "room_id")
 _ROOM_BY_BINDING = (
     sa.select(rooms.c.document)
@@ -643,11 +710,6 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
     return statement
 
 
-_INSTANT = sa.select(messages.c.inserted_at_us).where(
-    messages.c.id == sa.bindparam("id"), messages.c.room_id == sa.bindparam("room_id")
-)
-
-
 _TABLES = {
     "rooms": rooms,
     "participants": participants,
@@ -659,6 +721,10 @@ _TABLES = {
     "routing_policies": routing_policies,
     "ingress_subscriptions": ingress_subscriptions,
 }
+
+
+#: The model of each table, by the table's name.
+_KINDS = {table.name: KINDS[kind] for kind, table in _TABLES.items()}
 
 
 def _room_row(room: Room) -> dict[str, Any]:

@@ -46,6 +46,9 @@ V = TypeVar("V", str, int)
 
 _ENCRYPTED = "$trunkline-fernet"
 
+#: Messages of a room that are deleted in one call of the adapter; others are served in between.
+_ROWS_A_PART = 1_000
+
 
 class PersistenceStore(Store[PersistenceAdapter]):
     """Rooms, participants, threads, messages and their bindings. A write that returned is on disk.
@@ -111,8 +114,17 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return await self._read(PersistenceAdapter.get_room, _id("room_id", room_id))
 
     async def delete_room(self, room_id: str) -> None:
-        """Delete a room with its messages, threads, bindings and policy, if it is there."""
-        await self._write(room_id, PersistenceAdapter.delete_room, _id("room_id", room_id))
+        """Delete a room with its messages, threads, bindings and policy, if it is there.
+
+        A large room is deleted in parts, between other calls: at first its bindings and its policy,
+        then its messages and threads, oldest first, and then the room. It can be read meanwhile.
+        When deleting was interrupted, call it again.
+        """
+        _id("room_id", room_id)
+        while not await self._write(
+            room_id, PersistenceAdapter.delete_room_part, room_id, _ROWS_A_PART
+        ):
+            pass
 
     async def list_rooms(
         self,
@@ -224,14 +236,22 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def get_message_by_external_id(
-        self, channel: str, bridge_id: str, external_id: ExternalId
+        self,
+        channel: str,
+        bridge_id: str,
+        external_id: ExternalId,
+        room_id: str | None = None,
     ) -> Message:
-        """The newest message with this id on this bridge, by its metadata. Raises `NotFound`."""
+        """The newest message with this id on this bridge, by its metadata. Raises `NotFound`.
+
+        Give `room_id` where a platform counts the messages of each room, as Telegram does.
+        """
         return await self._read(
             PersistenceAdapter.get_message_by_external_id,
             _id("channel", channel),
             _id("bridge_id", bridge_id),
             _external("external_id", external_id),
+            _optional("room_id", room_id),
         )
 
     async def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
@@ -274,13 +294,23 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def list_threads(
-        self, room_id: str, *, limit: int = 100, status: str | None = None
+        self,
+        room_id: str,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        status: str | None = None,
     ) -> list[Thread]:
-        """Threads of a room, oldest first; `limit` is 1 to 1,000."""
+        """Threads of a room, oldest first; `limit` is 1 to 1,000.
+
+        Raises `NotFound` if `after`, the id of the last thread of the page before, is not a thread
+        of this room.
+        """
         return await self._read(
             PersistenceAdapter.list_threads,
             _id("room_id", room_id),
             _limit(limit),
+            _optional("after", after),
             _choice(Thread, "status", status),
         )
 
@@ -357,9 +387,20 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
         return await self._write(room_id, PersistenceAdapter.create_room_binding, binding)
 
-    async def list_room_bindings(self, room_id: str) -> list[RoomBinding]:
-        """The bindings of a room, oldest first."""
-        return await self._read(PersistenceAdapter.list_room_bindings, _id("room_id", room_id))
+    async def list_room_bindings(
+        self, room_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> list[RoomBinding]:
+        """The bindings of a room, oldest first; `limit` is 1 to 1,000.
+
+        Raises `NotFound` if `after`, the id of the last binding of the page before, is not a
+        binding of this room.
+        """
+        return await self._read(
+            PersistenceAdapter.list_room_bindings,
+            _id("room_id", room_id),
+            _limit(limit),
+            _optional("after", after),
+        )
 
     async def delete_room_binding(self, binding_id: str) -> None:
         """Raises `NotFound`."""
@@ -371,16 +412,31 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     @overload
     async def directory_search(
-        self, target: Literal["participant"], query: Mapping[str, Any]
+        self,
+        target: Literal["participant"],
+        query: Mapping[str, Any],
+        *,
+        limit: int = 100,
+        after: str | None = None,
     ) -> list[Participant]: ...
 
     @overload
     async def directory_search(
-        self, target: Literal["room"], query: Mapping[str, Any]
+        self,
+        target: Literal["room"],
+        query: Mapping[str, Any],
+        *,
+        limit: int = 100,
+        after: str | None = None,
     ) -> list[Room]: ...
 
     async def directory_search(
-        self, target: DirectoryTarget, query: Mapping[str, Any]
+        self,
+        target: DirectoryTarget,
+        query: Mapping[str, Any],
+        *,
+        limit: int = 100,
+        after: str | None = None,
     ) -> list[Participant] | list[Room]:
         """Participants or rooms, sorted by id, that match all of `query`.
 
@@ -388,12 +444,18 @@ class PersistenceStore(Store[PersistenceAdapter]):
             target: `"participant"` or `"room"`.
             query: `id`; `name`, a part of it in any case; `channel` with `external_id`, for rooms
                 also with `bridge_id`.
+            limit: how many at most, 1 to 1,000.
+            after: only with an id behind this one; the last id of a page gives the next one.
 
         Raises:
             ConfigurationError: another target, another field, or an incomplete external id.
         """
         return await self._read(
-            PersistenceAdapter.directory_search, target, _directory_query(target, query)
+            PersistenceAdapter.directory_search,
+            target,
+            _directory_query(target, query),
+            _limit(limit),
+            _optional("after", after),
         )
 
     @overload
@@ -411,11 +473,11 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
         Raises:
             NotFound: there is none.
-            AmbiguousMatch: there are several, `error.matches`.
+            AmbiguousMatch: there are several: `error.matches` has the first hundred.
             ConfigurationError: as `directory_search`.
         """
         matches = await self._read(
-            PersistenceAdapter.directory_search, target, _directory_query(target, query)
+            PersistenceAdapter.directory_search, target, _directory_query(target, query), 100, None
         )
         if not matches:
             raise NotFound(f"no {target} matches {dict(query)!r}")
@@ -464,11 +526,21 @@ class PersistenceStore(Store[PersistenceAdapter]):
             await self._read(PersistenceAdapter.get_bridge_config, _id("bridge_id", bridge_id))
         )
 
-    async def list_bridge_configs(self, *, enabled: bool | None = None) -> list[BridgeConfig]:
-        """Configurations sorted by id, only those that are `enabled` or not."""
+    async def list_bridge_configs(
+        self, *, limit: int = 1_000, after: str | None = None, enabled: bool | None = None
+    ) -> list[BridgeConfig]:
+        """Configurations sorted by id, behind the id `after`, only those that are `enabled` or not.
+
+        `limit` is 1 to 1,000.
+        """
         if enabled is not None and not isinstance(enabled, bool):
             raise ConfigurationError(f"enabled is True, False or None, not {shown(enabled)}")
-        configs = await self._read(PersistenceAdapter.list_bridge_configs, enabled)
+        configs = await self._read(
+            PersistenceAdapter.list_bridge_configs,
+            _limit(limit),
+            _optional("after", after),
+            enabled,
+        )
         return [self._decrypted(config) for config in configs]
 
     async def delete_bridge_config(self, bridge_id: str) -> None:
@@ -502,12 +574,26 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def list_ingress_subscriptions(
-        self, bridge_id: str, *, status: str | None = None
+        self,
+        bridge_id: str,
+        *,
+        limit: int = 1_000,
+        after: str | None = None,
+        status: str | None = None,
     ) -> list[IngressSubscription]:
-        """Subscriptions of a bridge sorted by subscription id, only those of `status`."""
+        """Subscriptions of a bridge sorted by subscription id, only those of `status`.
+
+        Args:
+            bridge_id: the bridge.
+            limit: 1 to 1,000.
+            after: only behind this subscription id; `""` for the one without an id.
+            status: only of this status.
+        """
         return await self._read(
             PersistenceAdapter.list_ingress_subscriptions,
             _id("bridge_id", bridge_id),
+            _limit(limit),
+            after if after == "" else _optional("after", after),
             _choice(IngressSubscription, "status", status),
         )
 
@@ -525,15 +611,22 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- as a whole ------------------------------------------------------------------------------
 
     async def save_inbound(
-        self, room: Room, participant: Participant | None, message: Message, binding: RoomBinding
+        self,
+        room: Room,
+        participant: Participant | None,
+        message: Message,
+        binding: RoomBinding,
+        thread: Thread | None = None,
     ) -> Inbound:
-        """Store a message that came in with its room and participant, together or not at all.
+        """Store a message that came in with what it came from, together or not at all.
 
         Args:
             room: made and bound by `binding`, unless that external room is bound already.
             participant: made, unless one with its external id on the binding's channel is there.
-            message: stored unless one is there under its id; its room and sender are set.
+            message: stored unless it came in before; its room, sender and thread are set, and the
+                message of this room that it replies to.
             binding: the external room that the message came from.
+            thread: made, unless the room has one with its `external_thread_id`.
 
         Returns:
             What is stored; with `duplicate` if the message was there before.
@@ -541,21 +634,23 @@ class PersistenceStore(Store[PersistenceAdapter]):
         Raises:
             InvalidModel: among others, a participant without an external id on that channel.
         """
+        binding = msgspec.structs.replace(_model(RoomBinding, binding), room_id=room.id)
         inbound = Inbound(
             _model(Room, room),
             None if participant is None else _model(Participant, participant),
             _model(Message, message),
+            binding,
+            None if thread is None else _model(Thread, thread),
         )
-        binding = _model(RoomBinding, binding)
         channel = binding.channel
         if participant is not None and channel not in participant.external_ids:
             raise InvalidModel(f"participant {participant.id!r} has no external id on {channel!r}")
+        if thread is not None and thread.external_thread_id is None:
+            raise InvalidModel(f"thread {thread.id!r} has no external_thread_id")
         return await self._write(
             (channel, binding.bridge_id, str(binding.external_room_id)),
             PersistenceAdapter.save_inbound,
             inbound,
-            msgspec.structs.replace(binding, room_id=room.id),
-            channel,
         )
 
     async def counts(self) -> dict[str, int]:

@@ -214,6 +214,16 @@ class BindingTests:
         assert ids_of(await store.list_room_bindings(room.id)) == ["c", "a", "b", "d"]
         assert await store.list_room_bindings("nowhere") == []
 
+    async def test_bindings_of_a_room_are_listed_in_pages(self, store: PersistenceStore) -> None:
+        room, other = await a_room(store, "a"), await a_room(store, "b")
+        for one, second in (("d", 3), ("b", 2), ("c", 1), ("a", 2)):
+            attrs = {"id": one, "inserted_at": START + timedelta(seconds=second)}
+            await store.create_room_binding(room.id, "telegram", one, 42, attrs)
+        assert ids_of(await store.list_room_bindings(room.id, limit=2)) == ["c", "a"]
+        assert ids_of(await store.list_room_bindings(room.id, limit=2, after="a")) == ["b", "d"]
+        await not_found(store.list_room_bindings(room.id, after="nothing"))
+        await not_found(store.list_room_bindings(other.id, after="a"))
+
     async def test_a_binding_that_was_deleted_is_free_for_another_room(
         self, store: PersistenceStore
     ) -> None:

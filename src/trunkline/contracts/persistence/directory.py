@@ -87,6 +87,19 @@ class DirectoryTests:
         for query in ({"name": "o"}, {}):
             assert ids_of(await store.directory_search("room", query)) == sorted(ids)
 
+    async def test_the_directory_is_read_in_pages(self, store: PersistenceStore) -> None:
+        for one in ("b", "a", "d", "c", "e"):
+            await store.save_participant(Participant.new(id=one, identity={"name": "Ada"}))
+            await a_room(store, one, name="Lobby")
+        pages: list[tuple[str | None, list[str]]]
+        pages = [(None, ["a", "b"]), ("b", ["c", "d"]), ("d", ["e"]), ("e", [])]
+        for after, ids in pages:
+            query = {"name": "ada"}
+            people = await store.directory_search("participant", query, limit=2, after=after)
+            assert ids_of(people) == ids
+            rooms = await store.directory_search("room", {"name": "lob"}, limit=2, after=after)
+            assert ids_of(rooms) == ids
+
     async def test_the_directory_finds_an_id_as_a_whole(self, store: PersistenceStore) -> None:
         person = await store.save_participant(Participant.new(id="Ada"))
         room = await a_room(store, "Lobby")

@@ -170,6 +170,16 @@ class MessageTests:
             await store.save_message(replace(message, **changed))
             await not_found(store.get_message_by_external_id("telegram", "bot", 42))
 
+    async def test_a_message_is_found_by_its_external_id_within_its_room(
+        self, store: PersistenceStore
+    ) -> None:
+        room, other = await a_room(store, "a"), await a_room(store, "b")
+        here = await say(store, room, "here", external_id=42, metadata=SCOPE)
+        await say(store, other, "there", second=1, external_id=42, metadata=SCOPE)
+        found = await store.get_message_by_external_id("telegram", "bot", 42, room.id)
+        assert found == here
+        await not_found(store.get_message_by_external_id("telegram", "bot", 42, "nowhere"))
+
     async def test_of_messages_with_one_external_id_the_newest_is_found(
         self, store: PersistenceStore
     ) -> None:

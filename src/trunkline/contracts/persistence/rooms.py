@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from msgspec.structs import replace
 
@@ -16,6 +18,7 @@ from trunkline.contracts.persistence.samples import (
 )
 from trunkline.errors import NotFound
 from trunkline.persistence import (
+    PersistenceAdapter,
     PersistenceStore,
     Room,
     RoutingPolicy,
@@ -170,6 +173,34 @@ class RoomTests:
         await store.save_room(room)
         assert await store.get_messages(room.id) == []
         assert ids_of([await say(store, room, "m")]) == ["m"]
+
+    async def test_a_large_room_is_deleted_in_parts(
+        self, store: PersistenceStore, adapter: PersistenceAdapter
+    ) -> None:
+        room, small = await a_room(store), await a_room(store, "small")
+        await together(say(store, room, f"m{n}", second=n) for n in range(5))
+        kept = await say(store, small, "kept")
+        for n in range(3):
+            await store.save_thread(Thread.new(id=f"t{n}", room_id=room.id))
+        await store.create_room_binding(room.id, "telegram", "bot", 42)
+        await store.save_routing_policy(RoutingPolicy.new(room_id=room.id))
+        part = partial(store._write, room.id, PersistenceAdapter.delete_room_part, room.id, 2)
+
+        assert not await part()
+        await not_found(store.get_room_by_external_binding("telegram", "bot", 42))
+        await not_found(store.get_routing_policy(room.id))
+        assert await store.get_room(room.id) == room
+        assert ids_of(await store.get_messages(room.id)) == ["m2", "m3", "m4"]
+        assert ids_of([await say(store, room, "late", second=9)]) == ["late"]
+        parts = 1
+        while not await part():
+            parts += 1
+            assert parts < 10
+        await not_found(store.get_room(room.id))
+        await not_found(store.get_message("late"))
+        await not_found(store.get_thread("t2"))
+        assert await part()
+        assert await store.get_messages(small.id) == [kept]
 
     async def test_deleting_a_room_that_is_not_there_succeeds(
         self, store: PersistenceStore

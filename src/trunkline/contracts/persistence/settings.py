@@ -89,6 +89,13 @@ class SettingTests:
         await store.save_bridge_config(replace(config, enabled=False))
         assert ids_of(await store.list_bridge_configs(enabled=True)) == ["c"]
 
+    async def test_bridge_configs_are_listed_in_pages(self, store: PersistenceStore) -> None:
+        for one in ("c", "a", "b", "B"):
+            await store.save_bridge_config(BridgeConfig.new(id=one, enabled=one != "b"))
+        assert ids_of(await store.list_bridge_configs(limit=2)) == ["B", "a"]
+        assert ids_of(await store.list_bridge_configs(limit=2, after="a")) == ["b", "c"]
+        assert ids_of(await store.list_bridge_configs(limit=1, after="a", enabled=True)) == ["c"]
+
     async def test_a_bridge_config_that_is_not_there_is_not_found(
         self, store: PersistenceStore
     ) -> None:
@@ -209,6 +216,16 @@ class SettingTests:
         await store.save_ingress_subscription(subscribed("bot", "c", status="deleted"))
         assert await listed("active") == ["B"]
         assert await listed("deleted") == ["c"]
+
+    async def test_subscriptions_are_listed_in_pages(self, store: PersistenceStore) -> None:
+        for one in ("b", None, "a"):
+            await store.save_ingress_subscription(subscribed("bot", one))
+        await store.save_ingress_subscription(subscribed("b2", "c"))
+        pages: list[tuple[str | None, str | None]] = [(None, None), ("", "a"), ("a", "b")]
+        for after, subscription_id in pages:
+            [found] = await store.list_ingress_subscriptions("bot", limit=1, after=after)
+            assert found.subscription_id == subscription_id
+        assert await store.list_ingress_subscriptions("bot", after="b") == []
 
     async def test_a_subscription_that_is_not_there_cannot_be_deleted(
         self, store: PersistenceStore

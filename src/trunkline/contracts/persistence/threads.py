@@ -121,6 +121,17 @@ class ThreadTests:
         assert ids_of(await store.list_threads(room.id, limit=2)) == ["c", "a"]
         assert await store.list_threads("nowhere") == []
 
+    async def test_threads_are_listed_in_pages(self, store: PersistenceStore) -> None:
+        room, other = await a_room(store, "a"), await a_room(store, "b")
+        for one, second in (("d", 3), ("b", 2), ("c", 1), ("a", 2)):
+            inserted_at = START + timedelta(seconds=second)
+            await store.save_thread(Thread.new(id=one, room_id=room.id, inserted_at=inserted_at))
+        assert ids_of(await store.list_threads(room.id, limit=2, after="c")) == ["a", "b"]
+        assert ids_of(await store.list_threads(room.id, limit=2, after="b")) == ["d"]
+        assert await store.list_threads(room.id, after="d") == []
+        await not_found(store.list_threads(room.id, after="nothing"))
+        await not_found(store.list_threads(other.id, after="a"))
+
     async def test_threads_are_listed_by_status_and_the_limit_counts_only_those(
         self, store: PersistenceStore
     ) -> None:

@@ -80,6 +80,49 @@ class WholeTests:
         counts = await store.counts()
         assert counts["rooms"] == counts["participants"] == counts["messages"] == 1
 
+    async def test_a_message_that_came_in_brings_its_thread(self, store: PersistenceStore) -> None:
+        thread = Thread.new(room_id="any", external_thread_id=5)
+        first = await store.save_inbound(*came_in("m1", external_thread_id=5), thread)
+        assert first.thread == replace(thread, room_id=first.room.id)
+        assert await store.list_threads(first.room.id) == [first.thread]
+        again = Thread.new(room_id="any", external_thread_id="5")
+        second = await store.save_inbound(*came_in("m2", external_thread_id=5), again)
+        assert second.thread == first.thread
+        messages = await store.get_messages(first.room.id, thread_id=thread.id)
+        assert messages == [first.message, second.message]
+        assert await store.list_threads(first.room.id) == [first.thread]
+
+    async def test_of_sixty_four_callers_one_brings_a_thread_in(
+        self, store: PersistenceStore
+    ) -> None:
+        brought = await together(
+            store.save_inbound(*came_in(f"m{n}"), Thread.new(room_id="any", external_thread_id="t"))
+            for n in range(64)
+        )
+        assert len({one.message.thread_id for one in brought}) == 1
+        assert (await store.counts())["threads"] == 1
+
+    async def test_a_message_that_came_in_replies_to_one_of_its_room(
+        self, store: PersistenceStore
+    ) -> None:
+        other = await a_room(store, "other")
+        await say(store, other, "elsewhere", second=9, external_id=1, metadata=SCOPE)
+        first = await store.save_inbound(*came_in("m1", external_id=1, metadata=SCOPE))
+        assert first.message.reply_to_id is None
+        fields: list[dict[str, Any]] = [
+            {"external_id": 2, "external_reply_to_id": 1, "metadata": SCOPE},
+            {"external_id": 3, "external_reply_to_id": "2", "metadata": SCOPE},
+            {"external_reply_to_id": 4},
+            {"external_reply_to_id": 1, "reply_to_id": "given"},
+        ]
+        replies = [
+            await store.save_inbound(*came_in(f"m{number}", **one))
+            for number, one in enumerate(fields, 2)
+        ]
+        found = [reply.message.reply_to_id for reply in replies]
+        assert found == ["m1", "m2", None, "given"]
+        assert await store.get_messages(first.room.id, limit=1) == [replies[3].message]
+
     async def test_a_message_may_come_in_without_a_participant(
         self, store: PersistenceStore
     ) -> None:
