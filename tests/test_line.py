@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from trunkline import Trunkline
+from trunkline import FSMStore, PersistenceStore, SessionRouter, Trunkline
 from trunkline.errors import (
     ConfigurationError,
     InvalidModel,
@@ -22,12 +24,13 @@ from trunkline.errors import (
 )
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence.memory import MemoryPersistenceAdapter
+from trunkline.settings import RouterSettings
 from trunkline.testing import ManualClock, crash
 
 
 @pytest.fixture
 async def line():
-    async with Trunkline(partition_count=2) as line:
+    async with Trunkline("memory://", partition_count=2) as line:
         yield line
 
 
@@ -146,7 +149,7 @@ async def test_a_message_that_cannot_be_stores_nothing_and_sets_no_route(line, c
 
 
 async def test_a_line_without_persistence_routes_all_the_same():
-    async with Trunkline(persistence=None) as line:
+    async with Trunkline("memory://", persistence=None) as line:
         arrival = await line.ingest(**hello())
         answer = await line.deliver(arrival, "hi", send)
         assert answer.external_id == "sent to 42"
@@ -156,7 +159,7 @@ async def test_a_line_without_persistence_routes_all_the_same():
 async def test_the_same_message_in_two_processes_is_stored_once(tmp_path):
     program = """
 import anyio, sys
-from trunkline import Trunkline
+from trunkline import FSMStore, PersistenceStore, SessionRouter, Trunkline
 async def main():
     async with Trunkline(sys.argv[1], fsm=None, signal=None) as line:
         for number in range(100):
@@ -206,7 +209,7 @@ async def test_a_message_in_a_thread_sets_the_route_of_its_room_too(line):
 
 async def test_the_origin_is_the_fallback_when_the_route_is_gone():
     clock = ManualClock()
-    async with Trunkline(ttl_ms=1_000, clock=clock) as line:
+    async with Trunkline("memory://", ttl_ms=1_000, clock=clock) as line:
         arrival = await line.ingest(**hello())
         clock.advance_ms(1_000)
         answer = await line.reply_route(arrival)
@@ -274,6 +277,176 @@ async def test_an_answer_whose_sending_is_cancelled_is_stored_as_failed(line):
     assert answer.status == "failed"
 
 
+NATIVE = [pytest.param(("asyncio", {"use_uvloop": uvloop}), id=f"{uvloop=}") for uvloop in (0, 1)]
+
+
+async def cancelled_by_wait_for(started, deliver):
+    task = asyncio.ensure_future(asyncio.wait_for(deliver, 3_600))
+    await started()
+    task.cancel()
+    await task
+
+
+async def cancelled_by_timeout(started, deliver):
+    async with asyncio.timeout(None) as timeout:
+        waiting = asyncio.ensure_future(started())
+        waiting.add_done_callback(lambda _: timeout.reschedule(0))
+        await deliver
+
+
+async def cancelled_by_task_cancel(started, deliver):
+    task = asyncio.ensure_future(deliver)
+    await started()
+    task.cancel()
+    await task
+
+
+async def cancelled_by_task_cancel_again_and_again(started, deliver):
+    task = asyncio.ensure_future(deliver)
+    await started()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    await task
+
+
+async def cancelled_by_a_scope(started, deliver):
+    async with anyio.create_task_group() as task_group:
+
+        async def cancel():
+            await started()
+            task_group.cancel_scope.cancel()
+
+        task_group.start_soon(cancel)
+        await deliver
+    await anyio.lowlevel.checkpoint_if_cancelled()
+
+
+async def cancelled_by_a_sibling(started, deliver):
+    async def fail():
+        await started()
+        raise TimeoutError
+
+    async def run():
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(fail)
+            await deliver
+
+    with pytest.raises(ExceptionGroup):
+        await run()
+
+
+WAYS = [
+    cancelled_by_wait_for,
+    cancelled_by_timeout,
+    cancelled_by_task_cancel,
+    cancelled_by_task_cancel_again_and_again,
+    cancelled_by_a_scope,
+    cancelled_by_a_sibling,
+]
+
+
+async def deliver_and_cancel(line, arrival, cancel, turns, send):
+    """Deliver an answer, and cancel that so many turns of the event loop after it began to send."""
+    sending = anyio.Event()
+
+    async def started():
+        await sending.wait()
+        for _ in range(turns):
+            await checkpoint()
+
+    async def note_and_send(route, content):
+        sending.set()
+        return await send(route, content)
+
+    with suppress(asyncio.CancelledError, TimeoutError):
+        await cancel(started, line.deliver(arrival, str(turns), note_and_send))
+
+
+@pytest.mark.parametrize("anyio_backend", NATIVE)
+@pytest.mark.parametrize("cancel", WAYS)
+async def test_what_was_sent_is_recorded_whatever_cancels_its_caller(tmp_path, cancel):
+    sent = []
+
+    async def send_at_once(route, content):
+        sent.append(content)
+        return f"external {content}"
+
+    async with Trunkline(f"sqlite:///{tmp_path / 'bot.db'}", fsm=None, signal=None) as line:
+        arrival = await line.ingest(**hello())
+        for turns in range(12):
+            await deliver_and_cancel(line, arrival, cancel, turns, send_at_once)
+            stored = await line.persistence.get_messages(arrival.room.id)
+            recorded = {answer.content for answer in stored if answer.status == "sent"}
+            assert recorded == set(sent)
+        for answer in stored[1:]:
+            assert answer.external_id == f"external {answer.content}"
+    assert len(sent) == 12
+
+
+@pytest.mark.parametrize("anyio_backend", NATIVE)
+@pytest.mark.parametrize("cancel", WAYS)
+async def test_what_is_cancelled_while_it_is_sent_is_stored_as_failed(tmp_path, cancel):
+    async def send_for_ever(route, content):
+        await anyio.sleep_forever()
+
+    async with Trunkline(f"sqlite:///{tmp_path / 'bot.db'}", fsm=None, signal=None) as line:
+        arrival = await line.ingest(**hello())
+        for turns in range(4):
+            await deliver_and_cancel(line, arrival, cancel, turns, send_for_ever)
+        stored = await line.persistence.get_messages(arrival.room.id)
+    assert [answer.status for answer in stored[1:]] == ["failed"] * 4
+
+
+async def test_what_is_cancelled_while_it_is_stored_is_never_left_as_sending(tmp_path):
+    async with Trunkline(f"sqlite:///{tmp_path / 'bot.db'}", fsm=None, signal=None) as line:
+        arrival = await line.ingest(**hello())
+        for turns in range(12):
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(line.deliver, arrival, "hi", send)
+                for _ in range(turns):
+                    await checkpoint()
+                task_group.cancel_scope.cancel()
+            stored = await line.persistence.get_messages(arrival.room.id)
+            assert {answer.status for answer in stored[1:]} <= {"sent", "failed"}
+
+
+@pytest.mark.parametrize("anyio_backend", NATIVE)
+async def test_a_cancelled_caller_hears_of_an_answer_that_was_not_recorded(breakable):
+    line, adapter = breakable
+    arrival = await line.ingest(**hello())
+
+    async def send_and_lose(route, content):
+        adapter.is_away = True
+        asyncio.current_task().cancel()
+        return "out"
+
+    with pytest.raises(NotRecorded) as caught:
+        await asyncio.ensure_future(line.deliver(arrival, "hi", send_and_lose))
+    assert caught.value.answer.external_id == "out"
+
+
+async def test_an_answer_that_goes_out_after_its_line_has_closed_is_not_recorded():
+    closed = anyio.Event()
+    caught = []
+
+    async def send_late(route, content):
+        await closed.wait()
+        return "out"
+
+    async def deliver(line, arrival):
+        with pytest.raises(NotRecorded, match="has closed") as error:
+            await line.deliver(arrival, "hi", send_late)
+        caught.append(error.value.answer.external_id)
+
+    async with anyio.create_task_group() as task_group:
+        async with Trunkline("memory://", stop_timeout_ms=1) as line:
+            task_group.start_soon(deliver, line, await line.ingest(**hello()))
+            await checkpoint()
+        closed.set()
+    assert caught == ["out"]
+
+
 @pytest.fixture
 async def breakable():
     """A line whose database goes away when it is told to."""
@@ -287,7 +460,7 @@ async def breakable():
             return super().save_message(message)
 
     adapter = Breakable()
-    async with Trunkline(persistence=adapter) as line:
+    async with Trunkline("memory://", persistence=adapter) as line:
         yield line, adapter
 
 
@@ -378,7 +551,7 @@ async def test_closing_waits_for_an_answer_that_is_being_sent():
         sent.append(content)
 
     async with anyio.create_task_group() as task_group:
-        async with Trunkline() as line:
+        async with Trunkline("memory://") as line:
             arrival = await line.ingest(**hello())
             task_group.start_soon(line.deliver, arrival, "hi", slow)
             await checkpoint()
@@ -388,7 +561,7 @@ async def test_closing_waits_for_an_answer_that_is_being_sent():
 
 async def test_a_line_that_is_closing_takes_no_more():
     async with anyio.create_task_group() as task_group:
-        async with Trunkline() as line:
+        async with Trunkline("memory://") as line:
             arrival = await line.ingest(**hello())
             refused = []
 
@@ -408,7 +581,7 @@ async def test_a_line_that_is_closing_takes_no_more():
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_start_and_stop_work_across_tasks():
-    line = Trunkline()
+    line = Trunkline("memory://")
     await asyncio.create_task(line.start())
     await line.ingest(**hello())
     await asyncio.create_task(line.stop())
@@ -417,7 +590,7 @@ async def test_start_and_stop_work_across_tasks():
 
 
 async def test_a_part_that_was_left_out_says_so():
-    async with Trunkline(fsm=None, signal=None) as line:
+    async with Trunkline("memory://", fsm=None, signal=None) as line:
         with pytest.raises(ConfigurationError, match="fsm=None"):
             _ = line.fsm
         assert line.stats().fsm is None
@@ -434,6 +607,31 @@ async def test_a_part_may_have_a_url_or_an_adapter_of_its_own(tmp_path):
         await line.ingest(**hello())
         await line.signal.set({"session": {"alice": b"1"}})
     assert sorted(os.listdir(tmp_path)) == ["keys.db"]
+
+
+async def test_a_part_may_be_a_store_that_the_program_made(tmp_path):
+    persistence = PersistenceStore(f"sqlite:///{tmp_path / 'bot.db'}", max_batch=8, name="mine")
+    async with Trunkline("memory://", persistence=persistence, fsm=FSMStore("memory://")) as line:
+        assert line.persistence is persistence
+        arrival = await line.ingest(**hello())
+        assert await persistence.get_message(arrival.message.id) == arrival.message
+    with pytest.raises(StoreUnavailable, match="mine"):
+        await persistence.get_message(arrival.message.id)
+
+
+@pytest.mark.parametrize("part", [FSMStore("memory://"), MemoryFSMAdapter(), 7, b"memory://"])
+def test_a_part_of_another_kind_is_refused(part):
+    with pytest.raises(ConfigurationError):
+        Trunkline("memory://", persistence=part)
+
+
+async def test_a_line_keeps_its_data_in_a_file_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with Trunkline() as line:
+        first = await line.ingest(**hello())
+    assert (tmp_path / "trunkline.db").exists()
+    async with Trunkline() as line:
+        assert (await line.ingest(**hello())).message == first.message
 
 
 async def test_stats_tell_of_every_part(line):
@@ -461,6 +659,20 @@ def test_an_unknown_setting_suggests_the_nearest_name(setting, nearest):
 def test_a_setting_that_resembles_nothing_lists_what_is_known():
     with pytest.raises(ConfigurationError, match="known are url, persistence"):
         Trunkline(zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("ttl_ms", "soon"), ("partition_count", 0), ("stop_timeout_ms", 1.5), ("namespace", "")],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(setting, value):
+    with pytest.raises(ConfigurationError, match=setting):
+        Trunkline("memory://", **{setting: value})
+
+
+def test_every_setting_of_the_router_is_one_of_the_line():
+    settings = set(inspect.signature(SessionRouter).parameters) - {"name"}
+    assert settings == RouterSettings.__annotations__.keys()
 
 
 def test_settings_come_from_the_environment():

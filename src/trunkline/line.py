@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
-from difflib import get_close_matches
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 from uuid import NAMESPACE_URL, uuid5
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from trunkline.actors import Service
-from trunkline.backends import StoreStats
+from trunkline.actors.lifetime import open_task_group
+from trunkline.backends import Adapter, Store, StoreStats
 from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable
 from trunkline.fsm import FSMAdapter, FSMStore
@@ -27,42 +29,18 @@ from trunkline.persistence import (
     RoomBinding,
 )
 from trunkline.persistence.models import ExternalId, now
-from trunkline.routing import (
-    Resolution,
-    Route,
-    RouterConfig,
-    RouterStats,
-    SessionKey,
-    SessionRouter,
-)
+from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter
+from trunkline.settings import RouterSettings, parse_settings, refuse_unknown
 from trunkline.signal import SignalAdapter, SignalStore
 from trunkline.validation import require_positive
 
 __all__ = ("Arrival", "LineStats", "Trunkline")
 
-T = TypeVar("T")
+S = TypeVar("S", bound=Store[Any])
 
-#: Stands for "as the line's own URL says".
-_SAME: Final = "same"
-
-PersistencePart: TypeAlias = str | PersistenceAdapter | None
-FSMPart: TypeAlias = str | FSMAdapter | None
-SignalPart: TypeAlias = str | SignalAdapter | None
-
-#: Settings of the router, by name.
-_ROUTER_SETTINGS = RouterConfig.__struct_fields__
-
-#: Settings that may come from a mapping or from the environment, with their types.
-_SETTINGS: dict[str, type] = {
-    "url": str,
-    "persistence": str,
-    "fsm": str,
-    "signal": str,
-    "encryption_key": str,
-    "name": str,
-    "stop_timeout_ms": int,
-    **dict.fromkeys(_ROUTER_SETTINGS, int),
-}
+PersistencePart: TypeAlias = str | PersistenceAdapter | PersistenceStore | None
+FSMPart: TypeAlias = str | FSMAdapter | FSMStore | None
+SignalPart: TypeAlias = str | SignalAdapter | SignalStore | None
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -93,14 +71,18 @@ class Trunkline(Service):
     """One object for a bot: `line.router`, `line.persistence`, `line.fsm` and `line.signal`.
 
     Args:
-        url: where the stores are kept: `sqlite:///bot.db`, `postgresql://…` or `memory://`.
-        persistence: another URL or an adapter for this store; `None` leaves it out.
+        url: where the stores keep their data: `sqlite:///bot.db`, `postgresql://…` or `memory://`.
+        persistence: another URL, an adapter or a store for this part; `None` leaves it out. The
+            line enters and leaves a store that is passed in.
         fsm: the same.
         signal: the same.
         encryption_key: encrypts credentials of bridges and signal values at rest.
-        name: stands in events, logs and errors.
-        stop_timeout_ms: how long closing waits for what was accepted.
-        **router_settings: those of `SessionRouter`: `partition_count`, `ttl_ms`, `clock`, ….
+        name: stands in events, logs and errors; by default `trunkline`.
+        namespace: lines of two namespaces never see each other's data. By default the name, or
+            `default`, as for a store by itself, where no name is passed either. Adapters and stores
+            that are passed in have their own.
+        stop_timeout_ms: how long closing waits for messages and answers that are under way.
+        **router: those of `SessionRouter`: `partition_count`, `ttl_ms`, `clock`, ….
 
     Raises:
         ConfigurationError: an unknown setting, with the nearest name, or one that cannot work.
@@ -110,7 +92,7 @@ class Trunkline(Service):
         >>> import anyio
         >>> from trunkline import Trunkline
         >>> async def main() -> int:
-        ...     async with Trunkline() as line:
+        ...     async with Trunkline("memory://") as line:
         ...         arrival = await line.ingest(
         ...             channel="telegram", bridge_id="bot", external_room_id=42, content="hello"
         ...         )
@@ -122,28 +104,33 @@ class Trunkline(Service):
 
     def __init__(
         self,
-        url: str = "memory://",
+        url: str = "sqlite:///trunkline.db",
         *,
-        persistence: PersistencePart | Literal["same"] = _SAME,
-        fsm: FSMPart | Literal["same"] = _SAME,
-        signal: SignalPart | Literal["same"] = _SAME,
+        persistence: PersistencePart | Literal["same"] = "same",
+        fsm: FSMPart | Literal["same"] = "same",
+        signal: SignalPart | Literal["same"] = "same",
         encryption_key: EncryptionKey | None = None,
-        name: str = "trunkline",
+        name: str | None = None,
+        namespace: str | None = None,
         stop_timeout_ms: int = 5_000,
-        **router_settings: Any,
+        **router: Unpack[RouterSettings],
     ) -> None:
-        _refuse_unknown(router_settings)
-        self.name = name
-        self.router = SessionRouter(name=f"{name}.router", **router_settings)
+        refuse_unknown(router)
+        if namespace is None:
+            namespace = "default" if name is None else name
+        self.name = name = "trunkline" if name is None else name
+        self.router = SessionRouter(name=f"{name}.router", **router)
         secret = {"encryption_key": encryption_key}
-        self._persistence: PersistenceStore | None = _part(
-            PersistenceStore, persistence, url, f"{name}.persistence", secret
+        self._persistence = _part(
+            PersistenceStore, persistence, url, namespace, name=f"{name}.persistence", **secret
         )
-        self._fsm: FSMStore | None = _part(FSMStore, fsm, url, f"{name}.fsm", {})
-        self._signal: SignalStore | None = _part(SignalStore, signal, url, f"{name}.signal", secret)
+        self._fsm = _part(FSMStore, fsm, url, namespace, name=f"{name}.fsm")
+        self._signal = _part(SignalStore, signal, url, namespace, name=f"{name}.signal", **secret)
         self._stop_timeout_ms = require_positive("stop_timeout_ms", stop_timeout_ms)
         self._under_way = 0
         self._all_done: anyio.Event | None = None
+        # Where answers are recorded, whatever cancels the tasks that deliver them.
+        self._recorder: TaskGroup | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -154,8 +141,7 @@ class Trunkline(Service):
         Raises:
             ConfigurationError: an unknown setting, with the nearest name, or a wrong value.
         """
-        _refuse_unknown(settings)
-        return cls(**{name: _setting(name, value) for name, value in settings.items()})
+        return cls(**parse_settings(settings))
 
     @classmethod
     def from_environment(
@@ -246,7 +232,7 @@ class Trunkline(Service):
                 external_room_id,
                 channel_type=channel,
                 bridge_id=bridge_id,
-                thread_id=_text(external_thread_id),
+                thread_id=None if external_thread_id is None else str(external_thread_id),
             )
             arrival = await self._store_arrival(
                 channel=channel,
@@ -329,22 +315,18 @@ class Trunkline(Service):
                     "bridge_id": arrival.session_key.bridge_id,
                 },
             )
-            await self._save(answer)
+            try:
+                await self._save(answer)
+            except anyio.get_cancelled_exc_class():
+                await self._record_failure(answer)  # it may be stored already
+                raise
             try:
                 external_id = await send(resolution.route, content)
             except BaseException:
-                with anyio.CancelScope(shield=True), suppress(Exception):
-                    await self._save(msgspec.structs.replace(answer, status="failed"))
+                await self._record_failure(answer)
                 raise
-            sent = msgspec.structs.replace(
-                answer, status="sent", external_id=external_id, updated_at=now()
-            )
-            # It is out: record that, whoever is cancelled meanwhile.
-            with anyio.CancelScope(shield=True):
-                try:
-                    await self._save(sent)
-                except Exception as error:
-                    raise NotRecorded(f"the answer was sent, not stored: {error}", sent) from error
+            sent = replace(answer, status="sent", external_id=external_id, updated_at=now())
+            await self._record(sent)
             return sent
 
     # -- inside ----------------------------------------------------------------------------------
@@ -356,19 +338,25 @@ class Trunkline(Service):
                 if store is not None:
                     await parts.enter_async_context(store)
             await parts.enter_async_context(self.router)
+            self._recorder = await parts.enter_async_context(open_task_group())
             self._all_done = None
             try:
                 yield self
             finally:
-                # Closed in reverse: the router first, what keeps things last. Before that, whatever
-                # was accepted is finished, but not for longer than the program wants to wait.
+                # Closed in reverse: the stores last. Before that, what was accepted is finished,
+                # within the time that the program allows.
                 self._all_done = anyio.Event()
                 with anyio.move_on_after(self._stop_timeout_ms / 1000, shield=True):
                     if self._under_way:
                         await self._all_done.wait()
+                self._recorder = None
 
     @contextmanager
-    def _accepting(self) -> Any:
+    def _accepting(self) -> Generator[None]:
+        if self._recorder is None:
+            raise StoreUnavailable(
+                f"{self.name} does not run: enter it with 'async with', or await start()"
+            )
         if self._all_done is not None:
             raise StoreUnavailable(f"{self.name} is closing and takes no more messages")
         self._under_way += 1
@@ -378,6 +366,49 @@ class Trunkline(Service):
             self._under_way -= 1
             if self._all_done is not None and not self._under_way:
                 self._all_done.set()
+
+    async def _record(self, answer: Message) -> None:
+        """Store how an answer went, in a task of the line; a cancelled caller waits for that.
+
+        Cancellation by asyncio itself ignores the shields of anyio. It is raised when the answer
+        is stored.
+
+        Raises:
+            NotRecorded: the answer could not be stored. It is raised before a cancellation.
+        """
+        if self._recorder is None:
+            raise NotRecorded(f"the answer was sent, not stored: {self.name} has closed", answer)
+        failure: BaseException | None = None
+        recorded = anyio.Event()
+
+        async def record() -> None:
+            nonlocal failure
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._save(answer)
+            except BaseException as error:
+                failure = error
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                recorded.set()
+
+        self._recorder.start_soon(record)
+        cancellation: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while not recorded.is_set():
+                try:
+                    await recorded.wait()
+                except anyio.get_cancelled_exc_class() as error:
+                    cancellation = error
+        if failure is not None:
+            raise NotRecorded(f"the answer was sent, not stored: {failure}", answer) from failure
+        if cancellation is not None:
+            raise cancellation
+
+    async def _record_failure(self, answer: Message) -> None:
+        with suppress(NotRecorded):
+            await self._record(replace(answer, status="failed", updated_at=now()))
 
     async def _store_arrival(
         self,
@@ -411,12 +442,12 @@ class Trunkline(Service):
         # Without persistence a room made here is nobody's: the external id names the conversation.
         room_id = str(origin.external_room_id) if self._persistence is None else room.id
         key = SessionKey(channel, bridge_id, room_id, origin.thread_id)
-        origin = msgspec.structs.replace(origin, room_id=room_id)
+        origin = replace(origin, room_id=room_id)
         return Arrival(key, origin, new, room, participant, duplicate)
 
     async def _set_routes(self, arrival: Arrival) -> None:
         key, origin = arrival.session_key, arrival.origin
-        await self.router.set(key.room_scope, msgspec.structs.replace(origin, thread_id=None))
+        await self.router.set(key.room_scope, replace(origin, thread_id=None))
         if key.thread_id is not None:
             await self.router.set(key, origin)
 
@@ -436,41 +467,23 @@ def _participant(fields: Mapping[str, Any], channel: str, external_id: ExternalI
     return Participant.new(**{**fields, "external_ids": ids})
 
 
-def _part(kind: Any, given: Any, url: str, name: str, options: Mapping[str, Any]) -> Any:
-    """A store from a URL or an adapter; `None` if it is left out."""
-    if given is None:
-        return None
-    if isinstance(given, str):
-        return kind(url if given == _SAME else given, name=name, **options)
-    return kind(adapter=given, name=name, **options)
+def _part(
+    kind: type[S], given: str | Adapter | S | None, url: str, namespace: str, **options: object
+) -> S | None:
+    """A part of a line as a store; `None` if it is left out."""
+    make: Callable[..., S] = kind
+    if given is None or isinstance(given, kind):
+        return given
+    if isinstance(given, Adapter):
+        return make(adapter=given, **options)
+    if isinstance(given, Store):
+        raise ConfigurationError(
+            f"a line takes a {kind.__name__} here, not a {type(given).__name__}"
+        )
+    return make(url if given == "same" else given, namespace=namespace, **options)
 
 
-def _present(store: T | None, name: str) -> T:
+def _present(store: S | None, name: str) -> S:
     if store is None:
         raise ConfigurationError(f"this line was made with {name}=None")
     return store
-
-
-def _refuse_unknown(given: Mapping[str, Any]) -> None:
-    known = (*_SETTINGS, "clock", "restart_policy")
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise ConfigurationError(f"unknown setting {name!r}{hint}")
-
-
-def _setting(name: str, value: Any) -> Any:
-    """A setting as its type; those of stores may be empty to leave the store out."""
-    if name in ("persistence", "fsm", "signal") and value == "":
-        return None
-    if _SETTINGS.get(name) is int and isinstance(value, str):
-        try:
-            return int(value.replace("_", ""))
-        except ValueError:
-            raise ConfigurationError(f"{name} is a whole number, not {value!r}") from None
-    return value
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)

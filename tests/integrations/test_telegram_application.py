@@ -129,7 +129,7 @@ async def test_the_store_of_a_url_does_not_run_after_the_shutdown(url, running, 
 
 
 async def test_a_line_keeps_what_an_application_remembers(running, say, request_):
-    async with Trunkline() as line:
+    async with Trunkline("memory://") as line:
         for texts in (["/start", "Ada"], ["36"]):
             async with running(TrunklinePersistence(line.fsm)) as application:
                 await say(application, 7, *texts)

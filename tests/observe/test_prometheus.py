@@ -12,7 +12,7 @@ def value(registry, name, **labels):
 
 async def test_a_scrape_reads_the_counters_of_every_part():
     registry = CollectorRegistry()
-    async with Trunkline(partition_count=2, name="bot", signal=None) as line:
+    async with Trunkline("memory://", partition_count=2, name="bot", signal=None) as line:
         registry.register(TrunklineCollector(line))
         key = ("telegram", "bot", "42")
         await line.router.set(key, {"external_room_id": 42})
@@ -34,7 +34,7 @@ async def test_a_scrape_reads_the_counters_of_every_part():
 
 async def test_a_later_scrape_reads_later_counts():
     registry = CollectorRegistry()
-    async with Trunkline(partition_count=1, name="bot") as line:
+    async with Trunkline("memory://", partition_count=1, name="bot") as line:
         registry.register(TrunklineCollector(line))
         labels = {"instance": "bot.router", "partition": "0"}
         for sets in range(3):

@@ -13,6 +13,12 @@ def constructors() -> None:
     Trunkline()
     Trunkline("memory://", name="shop", ttl_ms=60_000, partition_count=4)
     Trunkline(persistence=MemoryPersistenceAdapter(), fsm=None, signal="memory://")
+    Trunkline(persistence=PersistenceStore("memory://"), fsm=FSMStore("memory://"))
+    Trunkline(namespace="shop", clock=lambda: 0, restart_policy=None)
+    Trunkline(ttl_ms="soon")  # error: arg-type
+    Trunkline(tll_ms=60_000)  # error: call-arg
+    Trunkline(clock=lambda: "now")  # error: arg-type
+    Trunkline(persistence=FSMStore("memory://"))  # error: arg-type
     Trunkline(7)  # error: arg-type
     Trunkline(fsm=7)  # error: arg-type
     Trunkline(fsm=MemoryPersistenceAdapter())  # error: arg-type

@@ -24,6 +24,8 @@ def constructors() -> None:
     FSMStore(adapter=MemorySignalAdapter())  # error: arg-type
     PersistenceStore(adapter="memory://")  # error: arg-type
     PersistenceStore(encryption_key=7)  # error: arg-type
+    PersistenceStore("memory://", call_timeout=1)  # error: call-arg
+    PersistenceStore("memory://", call_timeout_ms="soon")  # error: arg-type
     SignalStore(families=7)  # error: arg-type
 
 

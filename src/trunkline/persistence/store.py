@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import replace
 
+from trunkline.actors import RestartPolicy
 from trunkline.backends import AdapterOptions, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
@@ -60,7 +61,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
         encryption_key: a Fernet key, or several, with which credentials of bridges are encrypted
             at rest: the first encrypts, all decrypt.
         name: stands in events, logs and errors.
-        **options: `call_timeout_ms`, `mailbox_size`, `max_batch`, `restart_policy`.
+        call_timeout_ms: how long a call may take, waiting included.
+        mailbox_size: calls that may wait for one worker; more make their callers wait for room.
+        max_batch: calls that are committed together at most.
+        restart_policy: how many crashes are forgiven, and the rest after each.
 
     Raises:
         ConfigurationError: a URL, key or option that can never work.
@@ -93,14 +97,21 @@ class PersistenceStore(Store[PersistenceAdapter]):
         namespace: str = "default",
         encryption_key: EncryptionKey | None = None,
         name: str = "persistence",
-        **options: Any,
+        call_timeout_ms: int = 5_000,
+        mailbox_size: int = 1_024,
+        max_batch: int = 256,
+        restart_policy: RestartPolicy | None = None,
     ) -> None:
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
-        adapter_options = AdapterOptions(
-            namespace=namespace, timeout_ms=options.get("call_timeout_ms", 5_000)
+        options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms)
+        super().__init__(
+            choose_adapter(PersistenceAdapter, url, adapter, options),
+            name=name,
+            call_timeout_ms=call_timeout_ms,
+            mailbox_size=mailbox_size,
+            max_batch=max_batch,
+            restart_policy=restart_policy,
         )
-        chosen = choose_adapter(PersistenceAdapter, url, adapter, adapter_options)
-        super().__init__(chosen, name=name, **options)
 
     # -- rooms -----------------------------------------------------------------------------------
 
