@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 pytest_plugins = ("tests.fixtures_servers", "tests.fixtures_valkey")
 
@@ -23,8 +23,25 @@ def anyio_backend(request):
     return request.param
 
 
+class _Entries(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[dict] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelname.lower()
+        self.entries.append({"event": record.event, "log_level": level, **record.fields})
+
+
 @pytest.fixture(autouse=True)
 def log() -> Iterator[list]:
     """What was logged during the test, as a list of dictionaries."""
-    with structlog.testing.capture_logs() as entries:
-        yield entries
+    logger, handler = logging.getLogger("trunkline"), _Entries()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield handler.entries
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

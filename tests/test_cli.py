@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import importlib.metadata
 import json
+import logging
 import os
 import pty
 import re
@@ -16,9 +17,9 @@ from pathlib import Path
 from time import sleep
 
 import pytest
-import structlog
 
 from trunkline import __version__
+from trunkline.actors.log import Log
 from trunkline.cli import main
 
 #: For reads from a process that may hang instead.
@@ -132,10 +133,19 @@ def test_it_is_a_module_and_a_console_script():
 
 
 def test_the_log_and_ctrl_c_are_afterwards_as_before(chat, log):
-    before = structlog.get_config(), signal.getsignal(signal.SIGINT)
+    def surroundings():
+        logger = logging.getLogger("trunkline")
+        return (
+            list(logger.handlers),
+            logger.level,
+            logger.propagate,
+            signal.getsignal(signal.SIGINT),
+        )
+
+    before = surroundings()
     assert main(["replay", chat]) == 0
-    assert (structlog.get_config(), signal.getsignal(signal.SIGINT)) == before
-    structlog.get_logger().debug("heard")
+    assert surroundings() == before
+    Log("trunkline.tests").debug("heard")
     assert [entry["event"] for entry in log] == ["heard"]
 
 

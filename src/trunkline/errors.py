@@ -113,6 +113,13 @@ class ActorStopped(TrunklineError):
 class CallTimeout(TrunklineError, TimeoutError):
     """No reply came within the call's timeout."""
 
+    #: Whether the call was begun, and so may still have its effect. If not, it never will be.
+    begun: bool
+
+    def __init__(self, message: str, *, begun: bool = False) -> None:
+        super().__init__(message)
+        self.begun = begun
+
 
 class RestartIntensityExceeded(TrunklineError):
     """Actors crashed more often than their supervisor allows, and it gave up."""

@@ -348,8 +348,9 @@ async def test_a_call_that_is_not_served_in_time_never_is():
             task_group.start_soon(holder)
             await gate.reached.wait()
             called_at = anyio.current_time()
-            with pytest.raises(CallTimeout, match="till did not reply within 2000 ms"):
+            with pytest.raises(CallTimeout, match="till did not reply within 2000 ms") as caught:
                 await counter.call(Counter.add)
+            assert not caught.value.begun
             assert anyio.current_time() - called_at == pytest.approx(2)
             gate.opened.set()
         assert await counter.call(Counter.read) == 0
@@ -364,8 +365,9 @@ async def test_a_call_that_was_begun_in_time_goes_on_after_its_timeout():
 
     async with Supervisor() as supervisor:
         counter = await supervisor.spawn(Counter, call_timeout_ms=2_000)
-        with pytest.raises(CallTimeout):
+        with pytest.raises(CallTimeout) as caught:
             await counter.call(add_late)
+        assert caught.value.begun
         assert await counter.call(Counter.read) == 1
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
@@ -77,6 +80,51 @@ def test_the_second_reply_to_a_call_is_dropped():
 def test_a_call_shows_its_handler_and_never_its_arguments():
     shown = repr(Call(Counter.add, ("secret token",), {"password": "secret"}))
     assert shown == "<Call of Counter.add>"
+
+
+def test_a_call_is_begun_once():
+    begun = call()
+    assert begun.begin()
+    assert not begun.begin()
+    begun.give_up()
+    assert begun.begun
+
+
+def test_a_call_whose_caller_gave_up_is_never_begun():
+    given_up = call()
+    given_up.give_up()
+    assert not given_up.begin()
+    assert not given_up.begun
+
+
+def test_a_call_whose_time_is_over_is_not_begun_though_its_caller_has_not_noticed_yet():
+    late = call()
+    late.deadline = time.monotonic()
+    assert not late.begin()
+
+
+def test_either_the_caller_or_one_of_many_threads_has_the_call(in_threads):
+    for _ in range(200):
+        contested = call()
+        outcomes = in_threads([contested.begin] * 4 + [contested.give_up])
+        assert outcomes.count(True) == contested.begun
+
+
+@pytest.fixture
+def in_threads():
+    """Runs functions at the same time, each in a thread of its own; what they returned."""
+    with ThreadPoolExecutor(8) as pool:
+
+        def run(functions):
+            barrier = threading.Barrier(len(functions))
+
+            def one(function):
+                barrier.wait()
+                return function()
+
+            return list(pool.map(one, functions))
+
+        yield run
 
 
 # -- the queue -----------------------------------------------------------------------------------
@@ -167,11 +215,12 @@ async def test_waiting_for_room_and_for_the_reply_have_one_timeout_together(make
 
 
 class LoopTime:
-    """The time of asyncio's event loop, which passes only when it is told to."""
+    """The time of asyncio's event loop and of the mailbox, which passes only on request."""
 
     def __init__(self, monkeypatch):
         self._now = asyncio.get_running_loop().time()
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self._now)
+        monkeypatch.setattr("trunkline.actors.mailbox.monotonic", lambda: self._now)
 
     async def pass_by(self, seconds):
         self._now += seconds
@@ -208,7 +257,7 @@ async def test_every_caller_has_a_time_of_his_own(make_mailbox, loop_time):
         assert not taken[3].answered
         await loop_time.pass_by(0.1)
     assert outcomes == {2: True, 0: False, 1: False, 3: False}
-    assert not any(item.awaited for item in taken)
+    assert [item.awaited for item in taken] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -252,7 +301,6 @@ async def test_an_answer_in_time_is_told_from_none(mailbox):
         (await mailbox.take()).answer("yes")
     assert outcome == [True]
     assert queued.result() == "yes"
-    assert not queued.awaited
 
 
 async def test_an_empty_mailbox_takes_a_crash(mailbox):

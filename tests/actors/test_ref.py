@@ -24,7 +24,7 @@ from tests.actors.conftest import (
     use_up_local_turns,
 )
 from tests.conftest import BACKENDS, UVLOOP
-from trunkline.actors import Actor, Supervisor
+from trunkline.actors import NOT_LOCAL, Actor, Supervisor
 from trunkline.actors.cell import Cell, LocalTurns
 from trunkline.errors import ActorCrashed, ActorStopped
 
@@ -262,6 +262,47 @@ async def test_a_tight_loop_of_calls_on_a_stopped_actor_lets_other_tasks_run():
         task_group.cancel_scope.cancel()
 
 
+async def test_call_local_runs_a_plain_handler_at_once_and_without_await():
+    async with Supervisor() as supervisor:
+        counter = await supervisor.spawn(Counter)
+        assert counter.call_local(Counter.add, 2) == 2
+        assert await counter.call(Counter.add, 3) == 5
+        assert (counter.local_calls, counter.queued_calls) == (2, 0)
+
+
+async def test_call_local_runs_nothing_that_has_to_wait():
+    gate = Gate()
+    async with Supervisor() as supervisor:
+        counter = await supervisor.spawn(Counter)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(counter.call, Counter.hold, gate)
+            await gate.reached.wait()
+            assert counter.call_local(Counter.add) is NOT_LOCAL
+            gate.opened.set()
+        assert await counter.call(Counter.read) == 0
+
+
+async def test_a_bug_in_a_local_call_takes_the_actor_down():
+    bug = Bug("in place")
+    async with Supervisor(policy=FORGIVING) as supervisor:
+        counter = await supervisor.spawn(Counter)
+        with pytest.raises(ActorCrashed, match="in place") as caught:
+            counter.call_local(Counter.fail, bug)
+        assert caught.value.__cause__ is bug
+        assert not counter.is_up
+        assert counter.call_local(Counter.read) is NOT_LOCAL
+        assert await counter.call(Counter.add, 3) == 3
+        assert counter.restarts == 1
+
+
+async def test_an_error_of_the_tree_is_the_answer_of_a_local_call():
+    async with Supervisor() as supervisor:
+        counter = await supervisor.spawn(Counter)
+        with pytest.raises(Refused):
+            counter.call_local(Counter.fail, Refused())
+        assert counter.is_up
+
+
 async def test_an_actor_that_is_down_is_not_claimed():
     async with Supervisor(policy=NEVER_BACK, stop_timeout_ms=1) as supervisor:
         counter = await supervisor.spawn(Counter)
@@ -293,6 +334,21 @@ async def test_crashed_takes_a_claimed_actor_down_and_says_what_to_raise():
 
 
 # -- gauges --------------------------------------------------------------------------------------
+
+
+async def test_a_handle_shows_how_many_calls_have_no_reply_yet():
+    gate = Gate()
+    async with Supervisor() as supervisor:
+        counter = await supervisor.spawn(Counter, mailbox_size=1)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(counter.call, Counter.hold, gate)
+            await gate.reached.wait()
+            for _ in range(2):  # one is queued, and one waits for room
+                task_group.start_soon(counter.call, Counter.add)
+            await until(lambda: counter.mailbox_depth == 2)
+            assert counter.pending == 3
+            gate.opened.set()
+        assert counter.pending == 0
 
 
 async def test_a_handle_shows_its_name_and_whether_the_actor_is_up():

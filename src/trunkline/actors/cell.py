@@ -118,6 +118,11 @@ class Cell(Generic[A]):
         """Calls that wait to be begun."""
         return len(self._mailbox) + len(self._batch)
 
+    @property
+    def pending(self) -> int:
+        """Calls without a reply, whether they wait or run."""
+        return self._mailbox.pending
+
     async def ask(
         self, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
@@ -137,7 +142,11 @@ class Cell(Generic[A]):
         self.queued_calls += 1
         call = Call(handler, args, kwargs)
         if not await self._mailbox.ask(call):
-            raise CallTimeout(f"{self.name} did not reply within {self._call_timeout_ms} ms")
+            then = "the call has begun and goes on" if call.begun else "the call will never begin"
+            raise CallTimeout(
+                f"{self.name} did not reply within {self._call_timeout_ms} ms; {then}",
+                begun=call.begun,
+            )
         return call.result()
 
     def require_open(self) -> None:
@@ -294,7 +303,7 @@ class Cell(Generic[A]):
         batch = self._batch
         while batch:
             call = batch.popleft()
-            if not call.awaited:
+            if not call.begin():
                 continue
             try:
                 result = call.handler(actor, *call.args, **call.kwargs)

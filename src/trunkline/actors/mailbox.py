@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from math import inf
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -20,10 +22,12 @@ class Call:
 
     __slots__ = (
         "_error",
+        "_unclaimed",
         "_value",
         "answered",
         "args",
         "awaited",
+        "begun",
         "deadline",
         "handler",
         "kwargs",
@@ -34,14 +38,16 @@ class Call:
     handler: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    #: Whether a caller still waits for the reply. A call that nobody awaits is not begun.
+    #: False once the caller has given up.
     awaited: bool
+    #: Whether the call was begun. Settled once its caller has the reply or has given up.
+    begun: bool
     #: Whether the reply is there.
     answered: bool
     #: What its caller waits for: the reply, or the end of its time.
     replied: Future | None
-    #: When its time is over, on the clock of an asyncio event loop that watches over it.
-    deadline: float | None
+    #: When its time is over, on `time.monotonic`.
+    deadline: float
 
     def __init__(
         self, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -51,14 +57,39 @@ class Call:
         self.kwargs = kwargs
         self.awaited = True
         self.answered = False
+        self.begun = False
+        # Taken by whoever comes first: the actor, which begins the call, or the caller, who gives
+        # up. list.pop() is atomic, and the actor may be a worker thread.
+        self._unclaimed = [True]
         self._value: Any = None
         self._error: BaseException | None = None
         self.replied = None
-        self.deadline = None
+        self.deadline = inf
 
     def __repr__(self) -> str:
         # The arguments stay out: they may be secrets.
         return f"<Call of {getattr(self.handler, '__qualname__', self.handler)!s}>"
+
+    def begin(self) -> bool:
+        """Claim the call in order to run it. Any thread may ask, and the first one gets it.
+
+        Returns:
+            False if the caller has given up or the call's time is over: it must not be run.
+        """
+        self.begun = monotonic() < self.deadline and self._claim()
+        return self.begun
+
+    def give_up(self) -> None:
+        """The caller waits no longer. A call that was not begun never will be."""
+        self.awaited = False
+        self.begun = not self._claim()
+
+    def _claim(self) -> bool:
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
 
     def answer(self, value: object) -> None:
         """Give the caller its result. A second reply to one call is dropped."""
@@ -146,6 +177,11 @@ class Mailbox:
         return self._send.statistics().current_buffer_used if self._unanswered else 0
 
     @property
+    def pending(self) -> int:
+        """Calls without a reply, whether they wait or run."""
+        return len(self._unanswered)
+
+    @property
     def overfull(self) -> bool:
         """Whether callers wait for room, also if the actor has just made some."""
         return self._room.locked()
@@ -157,11 +193,12 @@ class Mailbox:
             ActorStopped: the mailbox was closed before the call was taken.
         """
         self._unanswered[call] = None
+        call.deadline = monotonic() + self._timeout
         try:
             queued = self._put_nowait(call)
             if queued and self._loop is not None:
                 call.replied = self._loop.create_future()
-                self._watch_over(call, self._loop)
+                self._watch_over(self._loop, call.deadline)
                 await call.replied
                 return call.answered
             if queued:
@@ -175,24 +212,21 @@ class Mailbox:
                     await call.replied
             return call.answered
         finally:
-            call.awaited = False
+            if not call.answered:
+                call.give_up()
             del self._unanswered[call]
 
-    def _watch_over(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that the caller goes on when the call's time is over."""
-        call.deadline = loop.time() + self._timeout
+    def _watch_over(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         if self._timer is None:
-            self._timer = loop.call_at(call.deadline, self._end_overdue, loop)
+            self._timer = loop.call_later(deadline - monotonic(), self._end_overdue, loop)
 
     def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the callers whose time is over."""
         self._timer = None
-        now = loop.time()
-        # Those that are watched over came in the order of their deadlines.
-        for call in self._unanswered:
-            if call.deadline is None:
-                continue
+        now = monotonic()
+        for call in self._unanswered:  # in the order of their deadlines
             if call.deadline > now:
-                self._timer = loop.call_at(call.deadline, self._end_overdue, loop)
+                self._watch_over(loop, call.deadline)
                 return
             call.wake()
 

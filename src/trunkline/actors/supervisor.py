@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from importlib import import_module
 from traceback import format_exception
 from typing import Any, Protocol, Self, TypeVar
 
@@ -15,6 +14,7 @@ from trunkline.actors.actor import Actor
 from trunkline.actors.cell import Cell, LocalTurns, shown
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service, open_task_group
+from trunkline.actors.log import Log
 from trunkline.actors.policy import CrashHistory, RestartPolicy
 from trunkline.actors.ref import ActorRef
 from trunkline.errors import RestartIntensityExceeded
@@ -23,6 +23,8 @@ from trunkline.validation import require_positive
 __all__ = ("LifecycleListener", "Supervisor")
 
 A = TypeVar("A", bound=Actor)
+
+_log = Log("trunkline.actors")
 
 
 class LifecycleListener(Protocol):
@@ -134,7 +136,7 @@ class Supervisor(Service):
                 cell.close()
                 await cell.finished.wait()
         if scope.cancelled_caught and self._task_group is not None:
-            _warn("actors_cut_off", supervisor=self.name, after_ms=self._stop_timeout_ms)
+            _log.warning("actors_cut_off", supervisor=self.name, after_ms=self._stop_timeout_ms)
             self._task_group.cancel_scope.cancel("stop_timeout_ms is over")
 
     async def _supervise(self, cell: Cell[A], *, task_status: TaskStatus[None]) -> None:
@@ -167,13 +169,11 @@ class Supervisor(Service):
             cell.finish(self._gave_up_because or reason)
 
     def _note_crash(self, cell: Cell[Any], error: Exception) -> None:
-        _warn(
+        _log.warning(
             "actor_crashed",
             supervisor=self.name,
             actor=cell.name,
             error=shown(error),
-            # As text: a log that renders the traceback by itself may show the local variables of
-            # every frame, and secrets with them.
             exception="".join(format_exception(error)).rstrip(),
         )
         if self._listener is not None:
@@ -191,16 +191,8 @@ class Supervisor(Service):
 
     def _note_restart(self, cell: Cell[Any]) -> None:
         cell.restarts += 1
-        _warn("actor_restarted", supervisor=self.name, actor=cell.name, restarts=cell.restarts)
+        _log.warning(
+            "actor_restarted", supervisor=self.name, actor=cell.name, restarts=cell.restarts
+        )
         if self._listener is not None:
             self._listener.actor_restarted(cell.name, cell.restarts)
-
-
-def _warn(event: str, **fields: object) -> None:
-    try:
-        # Imported by the first line of log: structlog imports rich, and together they take longer
-        # than all the rest that the kernel imports.
-        import_module("structlog").get_logger("trunkline.actors").warning(event, **fields)
-    except Exception:
-        # The log itself may fail, as when standard output is closed. Actors go on without it.
-        pass

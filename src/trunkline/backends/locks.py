@@ -15,16 +15,16 @@ from time import monotonic
 from typing import Any, Protocol
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 from uuid_utils import uuid7
 
 from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.log import Log
 from trunkline.errors import LockLost, StoreUnavailable, TrunklineError
 
 __all__ = ("KeyLocks", "Leases", "Lock")
 
-_log = structlog.get_logger("trunkline.backends")
+_log = Log("trunkline.backends")
 
 #: Between two attempts at a lock that another process holds, in seconds.
 _FIRST_WAIT, _LONGEST_WAIT = 0.002, 0.05

@@ -8,12 +8,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
-import structlog
 from rich.console import Console
 from rich.text import Text
 
@@ -109,22 +108,21 @@ def interruptible_reads(items: Iterable[T]) -> Iterator[Iterator[T]]:
 @contextmanager
 def terse_log(level: int = logging.WARNING) -> Iterator[None]:
     """Log to standard error, one line each, without tracebacks."""
-    before = structlog.get_config()
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, _log_line],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
+    logger = logging.getLogger("trunkline")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("trunkline: %(levelname)s: %(message)s"))
+    level_before, propagate_before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
     try:
         yield
     finally:
-        structlog.configure(**before)
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+        logger.propagate = propagate_before
 
 
-def _log_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
-    level, event = fields.pop("level"), fields.pop("event")
-    if isinstance(error := fields.pop("exc_info", None), BaseException):
-        fields["error"] = repr(error)
-    words = [event, *(f"{name}={value}" for name, value in fields.items())]
-    return f"trunkline: {level}: {printable(' '.join(words))}"
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record).partition("\n")[0])

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
 from typing import Any, Literal, TypeAlias
 
-import structlog
-
+from trunkline.actors.log import Log
 from trunkline.backends.codec import Key
 from trunkline.errors import ConfigurationError, TransitionError
 from trunkline.fsm.state import FSMState
@@ -15,7 +14,7 @@ from trunkline.fsm.store import FSMStore
 
 __all__ = ("FSMContext", "Flow", "InvalidTransition", "TransitionPolicy")
 
-_log = structlog.get_logger("trunkline.fsm")
+_log = Log("trunkline.fsm")
 
 
 class Flow:

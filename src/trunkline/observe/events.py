@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable
-from importlib import import_module
 from inspect import iscoroutinefunction
 from traceback import format_exc
-from typing import Any
 
 import msgspec
 
+from trunkline.actors.log import Log
 from trunkline.errors import ConfigurationError
 
 __all__ = ("Event", "Events", "Subscriber", "log_event")
+
+_log = Log("trunkline.events")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,31 +81,15 @@ class Events:
             # A plain function is never cancelled: this one has looked at something that was.
             except (Exception, CancelledError):
                 self.failures += 1
-                _log_failure(event)
+                _log.error(
+                    "subscriber_failed",
+                    event_name=event.name,
+                    instance=event.instance,
+                    exception=format_exc(),
+                )
 
 
 def log_event(event: Event) -> None:
     """A subscriber that logs every event at debug, with all of its fields that are not `None`."""
     fields = msgspec.structs.asdict(event)
-    _log().debug(fields.pop("name"), **{k: v for k, v in fields.items() if v is not None})
-
-
-def _log_failure(event: Event) -> None:
-    try:
-        # The traceback goes as text: a log that renders it by itself may show the local
-        # variables of every frame, and routes with them.
-        _log().error(
-            "subscriber_failed",
-            event_name=event.name,
-            instance=event.instance,
-            exception=format_exc(),
-        )
-    except Exception:
-        # It may be the log that fails, as when standard output is closed.
-        pass
-
-
-def _log() -> Any:
-    # Imported by the first line of log: structlog imports rich, and together they take longer
-    # than all the rest that a router imports.
-    return import_module("structlog").get_logger("trunkline.events")
+    _log.debug(fields.pop("name"), **{k: v for k, v in fields.items() if v is not None})
