@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -42,3 +43,33 @@ def test_a_script_of_ci_can_be_parsed(script):
 @pytest.mark.parametrize("script", re.findall(r"run: (\S+)", WORKFLOW))
 def test_ci_runs_scripts_that_are_there(script):
     assert (ROOT / script).stat().st_mode & 0o100
+
+
+# -- the guides of CONTRIBUTING.md ----------------------------------------------------------------
+
+ADAPTER, INTEGRATION = re.findall(
+    r"^```python\n(.*?)^```",
+    (ROOT / ".github" / "CONTRIBUTING.md").read_text(),
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def run_python(*arguments, cwd):
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_the_adapter_of_the_guide_keeps_its_contract(tmp_path):
+    (tmp_path / "test_guide.py").write_text(ADAPTER)
+    options = ["-q", "-p", "no:cacheprovider", "-k", "asyncio"]
+    done = run_python("-m", "pytest", *options, "test_guide.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
+
+
+def test_the_integration_of_the_guide_runs_as_it_stands(tmp_path):
+    (tmp_path / "guide.py").write_text(INTEGRATION)
+    done = run_python("guide.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"#> (.*)", INTEGRATION)
