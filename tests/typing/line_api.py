@@ -19,7 +19,12 @@ def constructors() -> None:
     Trunkline(tll_ms=60_000)  # error: call-arg
     Trunkline(clock=lambda: "now")  # error: arg-type
     Trunkline(persistence=FSMStore("memory://"))  # error: arg-type
+    Trunkline(fsm=FSMStore("memory://"), signal=SignalStore("memory://"), clock=lambda: 0)
     Trunkline(7)  # error: arg-type
+    Trunkline(ttl_ms="soon")  # error: arg-type
+    Trunkline(partitions=4)  # error: call-arg
+    Trunkline(clock=lambda: "now")  # error: arg-type
+    Trunkline(persistence=FSMStore("memory://"))  # error: arg-type
     Trunkline(fsm=7)  # error: arg-type
     Trunkline(fsm=MemoryPersistenceAdapter())  # error: arg-type
 

@@ -18,12 +18,16 @@ def constructors() -> None:
     FSMStore(adapter=MemoryFSMAdapter(), restart_policy=RestartPolicy())
     PersistenceStore("sqlite:///bot.db", encryption_key=b"key", call_timeout_ms=1_000)
     PersistenceStore(adapter=MemoryPersistenceAdapter(), max_batch=8)
+    PersistenceStore("memory://", namespace="shop", restart_policy=RestartPolicy())
     SignalStore("memory://", families=["notes"], encryption_key=["new", "old"], mailbox_size=16)
     SignalStore(adapter=MemorySignalAdapter())
     FSMStore(7)  # error: arg-type
     FSMStore(adapter=MemorySignalAdapter())  # error: arg-type
     PersistenceStore(adapter="memory://")  # error: arg-type
     PersistenceStore(encryption_key=7)  # error: arg-type
+    PersistenceStore(mailbox=16)  # error: call-arg
+    PersistenceStore(max_batch="8")  # error: arg-type
+    PersistenceStore(namespace=7)  # error: arg-type
     PersistenceStore("memory://", call_timeout=1)  # error: call-arg
     PersistenceStore("memory://", call_timeout_ms="soon")  # error: arg-type
     SignalStore(families=7)  # error: arg-type
