@@ -60,8 +60,6 @@ class Bug(Exception):
 class Ledger(Adapter):
     """Appends lines to a book; those of a transaction when it commits."""
 
-    bulk: ClassVar = {"write": "write_all"}
-
     def __init__(self, book: Book | None = None, *, writers: int = 1, readers: int = 0) -> None:
         self.book = Book() if book is None else book
         self.writers = writers
@@ -102,6 +100,8 @@ class Ledger(Adapter):
         for line in lines:
             self._add(line)
         return [line.upper() for line in lines]
+
+    bulk: ClassVar = {write: write_all}
 
     def fail(self, line: str, error: Exception) -> None:
         """Write, and then fail."""

@@ -11,10 +11,9 @@ from cryptography.fernet import Fernet
 from rich.pretty import pretty_repr
 
 from trunkline.actors.mailbox import Call
-from trunkline.backends.adapter import Operation
 from trunkline.errors import ActorCrashed, ConfigurationError, TrunklineError
 from trunkline.signal import SignalStore
-from trunkline.signal.adapter import Commit, KeyName, Versioned
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 from trunkline.signal.memory import MemorySignalAdapter
 
 SECRET = "xyzzy-secret"
@@ -152,8 +151,7 @@ async def test_a_store_that_is_given_things_in_the_wrong_places_does_not_quote_t
 def test_what_is_passed_about_inside_does_not_show_values():
     name = KeyName("session", "ann")
     commit = Commit({name: SECRET.encode()}, 7)
-    operation = Operation("commit", (commit,), {})
-    things = [commit, Versioned(7, SECRET.encode()), operation, Call(Operation.run, (commit,), {})]
+    things = [commit, Versioned(7, SECRET.encode()), Call(SignalAdapter.commit, (commit,), {})]
     for thing in things:
         assert_no_secret(repr(thing), str(thing), pretty_repr(thing), f"{[thing]}")
 

@@ -57,6 +57,9 @@ class BatchActor(Actor):
     async def handle_batch(self, calls: Sequence[Call]) -> None:
         """Serve `calls`, in their order, by giving each its `answer` or its `fail`.
 
+        A call is claimed by `begin` before it takes effect. One that cannot be claimed any more is
+        left alone.
+
         Raises:
             Exception: any exception but a `TrunklineError` that belongs to one call is a crash:
                 the calls that have no reply yet get `ActorCrashed`.

@@ -130,7 +130,7 @@ class Cell(Generic[A]):
 
         Raises:
             ActorStopped: the actor will never serve it.
-            CallTimeout: no reply within the timeout; a call that was not begun never will be.
+            CallTimeout: no reply within the timeout.
         """
         if self._closed_because is not None:
             # Whoever calls on regardless must not keep the event loop to himself.
@@ -142,7 +142,9 @@ class Cell(Generic[A]):
         self.queued_calls += 1
         call = Call(handler, args, kwargs)
         if not await self._mailbox.ask(call):
-            then = "the call has begun and goes on" if call.begun else "the call will never begin"
+            then = (
+                "the call began, and may take effect" if call.begun else "the call will never begin"
+            )
             raise CallTimeout(
                 f"{self.name} did not reply within {self._call_timeout_ms} ms; {then}",
                 begun=call.begun,
@@ -326,7 +328,7 @@ class Cell(Generic[A]):
             return
         try:
             await actor.handle_batch(calls)
-            unanswered = [call for call in calls if not call.answered]
+            unanswered = [call for call in calls if call.awaited and not call.answered]
             if unanswered:
                 raise RuntimeError(f"{self.name} left {unanswered[0]!r} without a reply")
         except BaseException as error:

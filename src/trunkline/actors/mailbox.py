@@ -21,17 +21,17 @@ class Call:
     """One call on its way to an actor: a handler, its arguments and a place for the reply."""
 
     __slots__ = (
-        "_error",
         "_unclaimed",
-        "_value",
         "answered",
         "args",
         "awaited",
         "begun",
         "deadline",
+        "error",
         "handler",
         "kwargs",
         "replied",
+        "value",
     )
 
     #: The function to run; it takes the actor first.
@@ -42,6 +42,9 @@ class Call:
     awaited: bool
     #: Whether the call was begun. Settled once its caller has the reply or has given up.
     begun: bool
+    #: What the handler returned or raised, once that is known.
+    value: Any
+    error: BaseException | None
     #: Whether the reply is there.
     answered: bool
     #: What its caller waits for: the reply, or the end of its time.
@@ -61,8 +64,8 @@ class Call:
         # Taken by whoever comes first: the actor, which begins the call, or the caller, who gives
         # up. list.pop() is atomic, and the actor may be a worker thread.
         self._unclaimed = [True]
-        self._value: Any = None
-        self._error: BaseException | None = None
+        self.value = None
+        self.error = None
         self.replied = None
         self.deadline = inf
 
@@ -71,11 +74,13 @@ class Call:
         return f"<Call of {getattr(self.handler, '__qualname__', self.handler)!s}>"
 
     def begin(self) -> bool:
-        """Claim the call in order to run it. Any thread may ask, and the first one gets it.
+        """Claim the call in order to run it, or to run it once more. Any thread may ask.
 
         Returns:
             False if the caller has given up or the call's time is over: it must not be run.
         """
+        if self.begun:
+            return self.awaited
         self.begun = monotonic() < self.deadline and self._claim()
         return self.begun
 
@@ -93,18 +98,19 @@ class Call:
 
     def answer(self, value: object) -> None:
         """Give the caller its result. A second reply to one call is dropped."""
-        self._reply(value, None)
+        if not self.answered:
+            self.value = value
+            self.reply()
 
     def fail(self, error: BaseException) -> None:
         """Give the caller an exception. A second reply to one call is dropped."""
-        self._reply(None, error)
+        if not self.answered:
+            self.error = error
+            self.reply()
 
-    def _reply(self, value: object, error: BaseException | None) -> None:
-        if self.answered:
-            return
+    def reply(self) -> None:
+        """Give the caller the `value` or the `error` that was set."""
         self.answered = True
-        self._value = value
-        self._error = error
         self.wake()
 
     def wake(self) -> None:
@@ -114,9 +120,9 @@ class Call:
 
     def result(self) -> Any:
         """What the handler returned; raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Crash:
@@ -188,6 +194,8 @@ class Mailbox:
 
     async def ask(self, call: Call) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time.
+
+        A call whose reply did not come can still be given up.
 
         Raises:
             ActorStopped: the mailbox was closed before the call was taken.

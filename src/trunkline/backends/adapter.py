@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from trunkline.errors import ConfigurationError, TrunklineError
+from trunkline.actors import Call
+from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError
 
 if TYPE_CHECKING:
     from trunkline.backends.registry import AdapterOptions
 
-__all__ = ("Adapter", "Operation")
-
-
-class Operation:
-    """A method of an adapter with its arguments, and what came of it."""
-
-    __slots__ = ("args", "error", "kwargs", "method", "value")
-
-    def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.method = method
-        self.args = args
-        self.kwargs = kwargs
-        self.value: Any = None
-        self.error: Exception | None = None
-
-    def run(self, adapter: Adapter) -> Any:
-        return getattr(adapter, self.method)(*self.args, **self.kwargs)
+__all__ = ("Adapter",)
 
 
 class Adapter:
@@ -37,7 +22,8 @@ class Adapter:
 
     Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`) and write its
     methods plainly: no async, no locks, no threads. All that an adapter raises is either a
-    `TrunklineError`, which is the answer to one call, or a bug.
+    `TrunklineError`, which is the answer to one call, or a bug. What a driver raises is not a bug:
+    the adapter translates it.
     """
 
     #: The store that it is for: `persistence`, `fsm`, `signal`. A contract sets it.
@@ -50,10 +36,10 @@ class Adapter:
     #: calls at a time; if not, at once in the event loop.
     blocking: ClassVar[bool] = True
 
-    #: Methods that can be served many at a time: the name of one that takes one argument, and the
-    #: name of one that takes a list of such arguments and returns as many results; a
-    #: `TrunklineError` among them is the answer to its call, which has changed nothing.
-    bulk: ClassVar[Mapping[str, str]] = {}
+    #: Methods of the contract that can be served many at a time: one that takes one argument → one
+    #: that takes a list of such arguments. It returns as many results; an error in the place of a
+    #: result is the answer to that call.
+    bulk: ClassVar[Mapping[Callable[..., Any], Callable[..., Any]]] = {}
 
     #: How many workers may write and read at once, each through a `sibling` of its own. More than
     #: one writer keep the order only of calls that belong together, such as those of one room.
@@ -89,10 +75,10 @@ class Adapter:
 
         Only asked for if `writers + readers` is more than one.
         """
-        raise NotImplementedError(f"{type(self).__name__} says nothing of siblings")
+        raise NotImplementedError(f"{type(self).__name__} does not support siblings")
 
-    def shown_bug(self, error: Exception) -> Exception:
-        """What may be told of an exception that is a bug: `error` itself, if it holds no secret."""
+    def redacted(self, error: Exception) -> Exception:
+        """An exception that is a bug, as logs may show it: `error` itself unless it has secrets."""
         return error
 
     def try_lock(self, key: str, token: str) -> bool:
@@ -107,41 +93,59 @@ class Adapter:
         """Give the lock back; false if its lease had ended before."""
         raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
 
-    def run_together(self, operations: Sequence[Operation]) -> None:
-        """Run a batch inside a transaction, in its order; `operation.value` takes each result.
+    def perform(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call this adapter's own version of a method of the contract."""
+        return getattr(self, method.__name__)(*args, **kwargs)
+
+    def run_together(self, calls: Sequence[Call]) -> None:
+        """Run a batch inside a transaction, in its order; each `call.value` takes its result.
 
         What is raised is raised for the whole batch, which is then rolled back and run again one
-        by one. An operation that failed and changed nothing can have its `error` set instead.
+        by one. A call that failed and changed nothing has its `error` set instead.
 
         The default runs one after another, and neighbours of one kind through `bulk`. Override it
         where a database can do better, as a Redis pipeline does.
         """
-        for method, group in groupby(operations, key=attrgetter("method")):
+        for method, group in groupby(calls, key=attrgetter("handler")):
             neighbours = list(group)
-            bulk = self.bulk.get(method)
-            if bulk is None or len(neighbours) == 1 or not self._rolls_back:
-                for operation in neighbours:
-                    self._run_one(operation)
+            together = self.bulk.get(method)
+            if together is None or len(neighbours) == 1 or not self._rolls_back:
+                for call in neighbours:
+                    self._run_one(call)
             else:
-                values = getattr(self, bulk)([one.args[0] for one in neighbours])
-                for operation, value in zip(neighbours, values, strict=True):
+                values = self.perform(together, [call.args[0] for call in neighbours])
+                for call, value in zip(neighbours, values, strict=True):
                     if isinstance(value, TrunklineError):
-                        operation.error = value
+                        call.error = value
                     else:
-                        operation.value = value
+                        call.value = value
 
     @property
     def _rolls_back(self) -> bool:
         return type(self).transaction is not Adapter.transaction
 
-    def _run_one(self, operation: Operation) -> None:
+    def _run_one(self, call: Call) -> None:
+        before = self.changes()
         try:
-            operation.value = operation.run(self)
+            call.value = self.perform(call.handler, *call.args, **call.kwargs)
         except Exception as error:
             # Without a transaction the others are done, and must not be run a second time.
-            if self._rolls_back:
+            if self._rolls_back and not (
+                isinstance(error, TrunklineError)
+                and not isinstance(error, StoreUnavailable)
+                and before is not None
+                and before == self.changes()
+            ):
                 raise
-            operation.error = error
+            call.error = error
+
+    def changes(self) -> int | None:
+        """A number that grows with each change that the transaction under way has made.
+
+        While it stays the same, a call that fails need not be rolled back, and neither need the
+        calls beside it. `None` if that is not known, or if the transaction cannot go on.
+        """
+        return None
 
     def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
         """Everything called inside is committed together on leaving, or not at all.

@@ -11,9 +11,9 @@ import anyio
 import msgspec
 
 from trunkline.actors import ActorRef, RestartPolicy, Service, Supervisor
-from trunkline.backends.adapter import Adapter, Operation
+from trunkline.backends.adapter import Adapter
 from trunkline.backends.locks import KeyLocks, Leases, Lock
-from trunkline.backends.workers import DirectWorker, ThreadWorker, run_operation
+from trunkline.backends.workers import DirectWorker, ThreadWorker
 from trunkline.errors import ActorStopped, CallTimeout, StoreUnavailable, TrunklineError
 from trunkline.observe import Events
 from trunkline.validation import require_positive
@@ -137,7 +137,7 @@ class Store(Service, Generic[AdapterT]):
         except TrunklineError:
             raise
         except Exception as error:
-            bug = self._adapter.shown_bug(error)
+            bug = self._adapter.redacted(error)
         else:
             return result
         raise worker.crashed(bug) from bug
@@ -192,10 +192,10 @@ class Store(Service, Generic[AdapterT]):
     async def _call(
         self, worker: ActorRef[Any], method: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        operation = Operation(method.__name__, args, kwargs)
-        handler = run_operation if self._adapter.blocking else DirectWorker.run
         try:
-            return await worker.call(handler, operation)
+            if self._adapter.blocking:
+                return await worker.call(method, *args, **kwargs)
+            return await worker.call(DirectWorker.perform, method, *args, **kwargs)
         except (ActorStopped, CallTimeout) as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -241,7 +241,6 @@ class Store(Service, Generic[AdapterT]):
             worker = ThreadWorker(
                 adapter,
                 read_only=role == "reader",
-                timeout_ms=self._call_timeout_ms,
                 restarted=restarted,
             )
             restarted = True

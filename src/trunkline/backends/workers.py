@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, ClassVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from trunkline.actors import Actor, BatchActor, Call
-from trunkline.backends.adapter import Adapter, Operation
+from trunkline.backends.adapter import Adapter
 from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.thread import WorkerThread
 from trunkline.errors import StoreUnavailable, TrunklineError
 
-__all__ = ("DirectWorker", "ThreadWorker", "run_operation")
+__all__ = ("DirectWorker", "ThreadWorker")
 
-
-def run_operation(_worker: Actor, _operation: Operation) -> Any:
-    """Stands for the handler of every call on a `ThreadWorker`, which takes them by the batch."""
-    raise AssertionError("a ThreadWorker takes its calls by the batch")
+#: Between two attempts of a call that met another transaction, in seconds at most.
+_LONGEST_REST = 0.02
 
 
 class DirectWorker(Actor):
@@ -40,39 +38,37 @@ class DirectWorker(Actor):
     async def on_stop(self) -> None:
         self._adapter.close()
 
-    def run(self, operation: Operation) -> Any:
+    def perform(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the adapter's contract."""
         try:
-            return operation.run(self._adapter)
+            return self._adapter.perform(method, *args, **kwargs)
         except TrunklineError:
             raise
         except Exception as error:
-            bug = self._adapter.shown_bug(error)
+            bug = self._adapter.redacted(error)
         raise bug
 
 
 class ThreadWorker(BatchActor):
     """Runs an adapter that waits for I/O, in a thread, a batch of calls at a time.
 
-    A batch is one transaction: many callers share one commit. If a call fails, the batch is rolled
+    The handler of a call is a method of the adapter's contract. A batch is one transaction: many
+    callers share one commit. If a call fails after it has changed something, the batch is rolled
     back and its calls are run one by one, so that the one fails alone. A call that met another
-    transaction is tried again while somebody may still wait for it.
+    transaction is tried again for as long as its caller waits.
 
     Args:
-        adapter: nobody else calls it.
-        read_only: the calls change nothing; one that fails does not trouble the others.
-        timeout_ms: how long callers wait at most.
-        restarted: an incarnation before this one was open. If the database is away now, this one
-            comes up all the same, and opens it when it is back.
+        adapter: no other worker calls it.
+        read_only: the calls change nothing; one that fails does not affect the others.
+        restarted: an incarnation before this one was open. If the database is unavailable now, this
+            one comes up all the same, and opens it with its first batch.
     """
 
     always_waits: ClassVar = True
 
-    def __init__(
-        self, adapter: Adapter, *, read_only: bool, timeout_ms: int, restarted: bool = False
-    ) -> None:
+    def __init__(self, adapter: Adapter, *, read_only: bool, restarted: bool = False) -> None:
         self._adapter = adapter
         self._read_only = read_only
-        self._timeout = timeout_ms / 1000
         self._restarted = restarted
         self._is_open = False
 
@@ -92,41 +88,33 @@ class ThreadWorker(BatchActor):
             self._thread.stop()
 
     async def handle_batch(self, calls: Sequence[Call]) -> None:
-        deadline = monotonic() + self._timeout
-        operations: list[Operation] = [call.args[0] for call in calls]
-
-        def reply_all(failure: Exception | None) -> None:
-            if failure is None:
+        def reply_all(to_repeat: Sequence[Call]) -> None:
+            if not to_repeat:
                 for call in calls:
                     _reply(call)
 
-        # Not by this task, which goes on a turn of the event loop later.
-        failure = await self._thread.run(self._run_batch, operations, then=reply_all)
-        if failure is not None:
-            await self._run_singly(calls, failure, deadline)
-            reply_all(None)
-        for operation in operations:
-            if operation.error is not None and not isinstance(operation.error, TrunklineError):
-                raise self._adapter.shown_bug(operation.error)
+        # Not by this task, which continues a turn of the event loop later.
+        to_repeat = await self._thread.run(self._run_batch, calls, then=reply_all)
+        await self._run_singly(to_repeat)
+        for call in calls:
+            if call.error is not None and not isinstance(call.error, TrunklineError):
+                assert isinstance(call.error, Exception)
+                raise self._adapter.redacted(call.error)
 
-    async def _run_singly(self, calls: Sequence[Call], failure: Exception, deadline: float) -> None:
-        """Run each in a transaction of its own, after `failure` has undone them all.
+    async def _run_singly(self, calls: Sequence[Call]) -> None:
+        """Run each in a transaction of its own.
 
         Each gets its reply at once: the next may have to wait for another process.
         """
-        operations: list[Operation] = [call.args[0] for call in calls]
         for index, call in enumerate(calls):
-            if monotonic() > deadline:
-                # Nobody waits any more for those that are left, and others wait behind them.
-                _fail_all(operations[index:], _no_time_left(failure))
-                return
-            # A store that is cancelled leaves the rest of them: the thread itself heeds nobody.
+            # A store that is cancelled skips the rest of them: the thread itself cannot be.
             await checkpoint_if_cancelled()
-            await self._thread.run(self._run_alone, operations[index], deadline)
+            await self._thread.run(self._run_alone, call)
             _reply(call)
-            error = operations[index].error
-            if isinstance(error, ConnectionLost):
-                _fail_all(operations[index + 1 :], error)
+            if isinstance(call.error, ConnectionLost):
+                _fail_all(calls[index + 1 :], call.error)
+                for other in calls[index + 1 :]:
+                    _reply(other)
                 return
 
     # -- in the thread ---------------------------------------------------------------------------
@@ -135,75 +123,60 @@ class ThreadWorker(BatchActor):
         self._adapter.open()
         self._is_open = True
 
-    def _run_batch(self, operations: Sequence[Operation]) -> Exception | None:
-        """Run all in one transaction; why that was undone, if each should be run alone."""
-        begun = False
+    def _run_batch(self, calls: Sequence[Call]) -> Sequence[Call]:
+        """Run all in one transaction; those to be run alone, if that was rolled back."""
+        begun: Sequence[Call] = calls
+        is_entered = False
         try:
             if not self._is_open:
                 self._open()
             with self._adapter.transaction(read_only=self._read_only):
-                begun = True
-                if self._read_only:
-                    for operation in operations:
-                        self._answer(operation)
-                else:
-                    self._adapter.run_together(operations)
+                is_entered = True
+                # Only now: entering may have waited for another process, and whoever gave up
+                # meanwhile was promised that nothing is stored.
+                begun = [call for call in calls if call.begin()]
+                self._run(begun)
         except Exception as error:
-            is_final = len(operations) == 1 and not isinstance(error, Conflict)
-            if begun and not is_final and not isinstance(error, ConnectionLost):
-                return error
-            _fail_all(operations, error)
-        return None
+            is_final = len(begun) == 1 and not isinstance(error, Conflict)
+            if is_entered and not is_final and not isinstance(error, ConnectionLost):
+                return begun
+            _fail_all(begun, error)
+        return ()
 
-    def _run_alone(self, operation: Operation, deadline: float) -> None:
+    def _run_alone(self, call: Call) -> None:
         while True:
-            operation.value = operation.error = None
+            call.value = call.error = None
             try:
                 with self._adapter.transaction(read_only=self._read_only):
-                    if self._read_only:
-                        operation.value = operation.run(self._adapter)
-                    else:
-                        self._adapter.run_together([operation])
-                return
-            except Conflict as error:
-                operation.error = error
-                if monotonic() > deadline:
-                    return
+                    if call.begin():
+                        self._run([call])
             except Exception as error:
-                operation.error = error
+                call.error = error
+            if not isinstance(call.error, Conflict) or not call.awaited:
                 return
-            # Those who met part for different times, or they would meet again.
+            # Those that met continue at different times, or they would meet again.
             sleep(random.uniform(0.0, _LONGEST_REST))
 
-    def _answer(self, operation: Operation) -> None:
-        try:
-            operation.value = operation.run(self._adapter)
-        except StoreUnavailable:
-            raise
-        except TrunklineError as error:
-            operation.error = error
-
-
-#: Between two attempts of a call that met another transaction, in seconds.
-_LONGEST_REST = 0.02
+    def _run(self, calls: Sequence[Call]) -> None:
+        if not self._read_only:
+            self._adapter.run_together(calls)
+            return
+        for call in calls:
+            try:
+                call.value = self._adapter.perform(call.handler, *call.args, **call.kwargs)
+            except StoreUnavailable:
+                raise
+            except TrunklineError as error:
+                call.error = error
 
 
 def _reply(call: Call) -> None:
-    """Give the caller what came of its operation; a bug is for the actor to die of."""
-    operation: Operation = call.args[0]
-    if operation.error is None:
-        call.answer(operation.value)
-    elif isinstance(operation.error, TrunklineError):
-        call.fail(operation.error)
+    """Give the caller what came of its call; a bug is for the actor to crash with."""
+    if call.error is None or isinstance(call.error, TrunklineError):
+        call.reply()
 
 
-def _fail_all(operations: Sequence[Operation], error: Exception) -> None:
-    for operation in operations:
+def _fail_all(calls: Sequence[Call], error: Exception) -> None:
+    for call in calls:
         # Each its own, since raising an exception changes it. A bug is only shown as a cause.
-        operation.error = copy(error) if isinstance(error, TrunklineError) else error
-
-
-def _no_time_left(error: Exception) -> StoreUnavailable:
-    if isinstance(error, StoreUnavailable):
-        return error
-    return StoreUnavailable("a call beside this one failed, and no time was left to run it again")
+        call.error = copy(error) if isinstance(error, TrunklineError) else error

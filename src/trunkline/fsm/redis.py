@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from trunkline.backends.adapter import Operation
+from trunkline.actors import Call
 from trunkline.backends.redis import (
     Command,
     RedisAdapter,
@@ -167,18 +167,21 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
 
     lock_prefix = "trunkline:fsm-lock"
 
-    def run_together(self, operations: Sequence[Operation]) -> None:
-        """Every operation is a call of its own: one that fails has done nothing to the others."""
-        if any(one.method not in _READ for one in operations):
-            super().run_together(operations)
+    def run_together(self, calls: Sequence[Call]) -> None:
+        """Every call is one of the server: one that fails has done nothing to the others."""
+        names = [call.handler.__name__ for call in calls]
+        if any(name not in _READ for name in names):
+            super().run_together(calls)
             return
-        calls = [getattr(self, f"_{one.method}")(*one.args) for one in operations]
-        results = self.server.call_all(calls)
-        for operation, result in zip(operations, results, strict=True):
+        sent = [
+            getattr(self, f"_{name}")(*call.args) for name, call in zip(names, calls, strict=True)
+        ]
+        results = self.server.call_all(sent)
+        for name, call, result in zip(names, calls, results, strict=True):
             if isinstance(result, Exception):
-                operation.error = result
+                call.error = result
             else:
-                operation.value = _READ[operation.method](result)
+                call.value = _READ[name](result)
 
     def load(self, place: Place) -> Record | None:
         return _record(self.server.call(self._load(place)))

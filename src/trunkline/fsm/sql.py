@@ -9,9 +9,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
+from trunkline.actors import Call
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
-from trunkline.backends.adapter import Operation
 from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.fsm.adapter import Place, Record, Step
 from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock
@@ -90,17 +90,13 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         self._batch: dict[Place, Kept | None] | None = None
         self._changed: set[Place] = set()
 
-    def run_together(self, operations: Sequence[Operation]) -> None:
-        places = {
-            operation.args[0]
-            for operation in operations
-            if operation.args and isinstance(operation.args[0], Place)
-        }
+    def run_together(self, calls: Sequence[Call]) -> None:
+        places = {call.args[0] for call in calls if call.args and isinstance(call.args[0], Place)}
         if not self.database.is_sqlite:
             self._lock(places)
         self._batch, self._changed = self._select(places), set()
         try:
-            super().run_together(operations)
+            super().run_together(calls)
             self._write_changed()
         finally:
             self._batch = None

@@ -87,7 +87,6 @@ class PersistenceAdapter(Adapter, ABC):
     """
 
     store: ClassVar = "persistence"
-    bulk: ClassVar = {"save_message": "save_messages", "save_inbound": "save_inbounds"}
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -386,6 +385,8 @@ class PersistenceAdapter(Adapter, ABC):
                 room's; of a subscription, `bridge_id` and `subscription_id` with a NUL between.
             newest_first: backwards.
         """
+
+    bulk: ClassVar = {save_message: save_messages, save_inbound: save_inbounds}
 
 
 def _result(method: Callable[[T], R], argument: T) -> R | TrunklineError:

@@ -75,7 +75,7 @@ class SignalAdapter(Adapter, ABC):
 
     store: ClassVar = "signal"
 
-    def shown_bug(self, error: Exception) -> AdapterBug:
+    def redacted(self, error: Exception) -> AdapterBug:
         bug = AdapterBug(
             f"{type(error).__qualname__} in {type(self).__qualname__}, of which the message is"
             " kept back, since it may quote a secret"

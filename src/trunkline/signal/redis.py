@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from trunkline.backends.adapter import Operation
+from trunkline.actors import Call
 from trunkline.backends.redis import RedisAdapter, ScriptCall
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 
@@ -108,20 +108,24 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
 
     lock_prefix = "trunkline:{signal}:lock"
 
-    def run_together(self, operations: Sequence[Operation]) -> None:
-        """Every operation is a script of its own: one that fails has done nothing to the others."""
-        if any(one.method not in ("get", "commit") for one in operations):  # locks, names
-            super().run_together(operations)
+    def run_together(self, calls: Sequence[Call]) -> None:
+        """Every call is a script of its own: one that fails has done nothing to the others."""
+        names = [call.handler.__name__ for call in calls]
+        if any(name not in ("get", "commit") for name in names):  # locks, names
+            super().run_together(calls)
             return
-        calls = [(_get if one.method == "get" else self._commit)(one.args[0]) for one in operations]
-        results = self.server.call_all(calls)
-        for operation, result in zip(operations, results, strict=True):
+        scripts = [
+            (_get if name == "get" else self._commit)(call.args[0])
+            for name, call in zip(names, calls, strict=True)
+        ]
+        results = self.server.call_all(scripts)
+        for name, call, result in zip(names, calls, results, strict=True):
             if isinstance(result, Exception):
-                operation.error = result
-            elif operation.method == "get":
-                operation.value = _found(operation.args[0], result)
+                call.error = result
+            elif name == "get":
+                call.value = _found(call.args[0], result)
             else:
-                operation.value = bool(result)
+                call.value = bool(result)
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         return _found(names, self.server.call(_get(names)))

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from trunkline.actors import Call
 from trunkline.backends import AdapterOptions
-from trunkline.backends.adapter import Operation
 from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
 
@@ -63,11 +63,13 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         super()._adopt(database)
         self.readers = 0 if database.is_memory else 1
 
-    def run_together(self, operations: Sequence[Operation]) -> None:
-        if not self.database.is_sqlite and any(one.method == "commit" for one in operations):
+    def run_together(self, calls: Sequence[Call]) -> None:
+        if not self.database.is_sqlite and any(
+            call.handler is SignalAdapter.commit for call in calls
+        ):
             statement = sa.text("SELECT pg_advisory_xact_lock(:key)")
             self.database.connection.execute(statement, {"key": _COMMIT_LOCK})
-        super().run_together(operations)
+        super().run_together(calls)
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         rows = self.database.find(entries, names)
