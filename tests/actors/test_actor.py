@@ -383,6 +383,7 @@ class Ledger(BatchActor):
                 call.answer(call.handler(self, *call.args))
             except TrunklineError as error:
                 call.fail(error)
+        return ()
 
     def post(self, amount):
         if amount < 0:
@@ -488,6 +489,45 @@ async def test_a_batch_that_nobody_waits_for_is_not_served_at_all():
     assert batches == [[100], [2]]
 
 
+class Patient(BatchActor):
+    """Serves a call once it has seen it twice."""
+
+    def __init__(self, batches, gate):
+        self.batches = batches
+        self.gate = gate
+        self.seen = set()
+
+    async def handle_batch(self, calls):
+        self.batches.append([call.args[0] for call in calls])
+        await self.gate.pass_through()
+        again = [call for call in calls if call not in self.seen]
+        for call in calls:
+            if call in self.seen:
+                call.answer(call.args[0])
+        self.seen.update(calls)
+        return again
+
+    def post(self, amount):
+        raise AssertionError("a batch actor serves its calls itself")
+
+
+async def test_calls_that_a_batch_leaves_come_first_in_the_next_one():
+    batches, results, gate = [], [], Gate()
+
+    async def post(amount):
+        results.append(await patient.call(Patient.post, amount))
+
+    async with Supervisor() as supervisor:
+        patient = await supervisor.spawn(partial(Patient, batches, gate))
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(post, 1)
+            await gate.reached.wait()
+            await queue(task_group, patient, (post, 2), (post, 3))
+            gate.opened.set()
+    assert batches == [[1], [1, 2, 3], [2, 3]]
+    assert results == [1, 2, 3]
+
+
 class Half(BatchActor):
     """Answers the first call of a batch, and does `then` about the rest."""
 
@@ -500,6 +540,7 @@ class Half(BatchActor):
         calls[0].answer("answered")
         if len(calls) > 1:
             self.then()
+        return ()
 
 
 def fall(error):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -195,7 +195,101 @@ async def test_a_batch_that_met_another_transaction_is_run_call_by_call():
             await call("c", store.write)
         assert outcomes.results == {"a": "A", "b": "B", "c": "C"}
         assert store.book.commits == [1, 1, 1, 1]
-        assert store.book.runs == ["-", "a", "b", "a", "b", "b", "c"]
+        assert store.book.runs == ["-", "a", "b", "a", "b", "c", "b"]
+
+
+async def test_a_call_that_meets_another_transaction_for_long_holds_up_only_its_own_order():
+    """Its neighbours are served meanwhile, and so are those that come later."""
+    conflicts = [Conflict("locked")] * 6
+    async with LedgerStore(Ledger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("b1", store.fail_once, *conflicts)
+            await call("b2", store.write)
+            await call("a1", store.write)
+            await call("c1", store.write)
+        assert outcomes.results == {name: name.upper() for name in ("b1", "b2", "a1", "c1")}
+        assert store.book.lines == ["-", "a1", "c1", "b1", "b2"]
+
+
+async def test_calls_that_come_while_another_meets_a_transaction_are_served_before_it():
+    async with LedgerStore(Ledger()) as store, anyio.create_task_group() as callers:
+        conflicts: list[Exception | None] = [Conflict("locked")] * 1_000
+        callers.start_soon(store._write, "b", Ledger.fail_once, "b", conflicts)
+        await until(lambda: len(conflicts) < 1_000)
+        assert await store.write("a") == "A"
+        assert store.book.lines == ["a"]
+        conflicts.clear()
+    assert store.book.lines == ["a", "b"]
+
+
+async def test_a_call_that_is_given_up_while_its_batch_waits_to_begin_is_never_run():
+    async with LedgerStore(GatedLedger(), call_timeout_ms=50) as store:
+        with pytest.raises(StoreUnavailable, match="the call will never begin"):
+            await store.write("a")
+        store.book.gate.open()
+        await until(lambda: not store.waiting)
+        assert await store.write("b") == "B"
+        assert (store.book.lines, store.book.runs) == (["b"], ["b"])
+
+
+async def test_a_call_that_is_given_up_after_it_began_says_that_it_may_take_effect():
+    async with LedgerStore(Ledger(), call_timeout_ms=50) as store:
+        gate = Gate()
+        with pytest.raises(StoreUnavailable, match="began, and may take effect"):
+            await store.hold("a", gate)
+        gate.open()
+        await until(lambda: store.book.lines == ["a"])
+
+
+class GatedLedger(Ledger):
+    """A database whose transactions begin when another process lets them."""
+
+    @contextmanager
+    def transaction(self, *, read_only=False):
+        if not hasattr(self.book, "gate"):
+            self.book.gate = Gate()
+        self.book.gate.pass_through()
+        with super().transaction(read_only=read_only):
+            yield
+
+
+class CountingLedger(Ledger):
+    """A database that tells how much its transaction has changed."""
+
+    def changes(self):
+        return len(self._pending)
+
+
+async def test_a_call_that_fails_and_changed_nothing_leaves_its_batch_alone():
+    async with LedgerStore(CountingLedger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", lambda line: store._write(line, Ledger.read_one, line))
+            await call("c", store.write)
+        assert outcomes.results == {"a": "A", "c": "C"}
+        assert isinstance(outcomes.errors["b"], NotFound)
+        assert store.book.commits == [1, 2]
+        assert store.book.runs == ["-", "a", "b", "c"]
+
+
+async def test_a_call_that_fails_after_a_change_is_rolled_back_though_changes_are_counted():
+    async with LedgerStore(CountingLedger()) as store:
+        async with one_batch(store) as (call, outcomes):
+            await call("a", store.write)
+            await call("b", store.fail, NotFound("no b"))
+        assert store.book.lines == ["-", "a"]
+        assert isinstance(outcomes.errors["b"], NotFound)
+
+
+async def test_a_read_goes_to_the_reader_that_has_least_to_do():
+    async with LedgerStore(Ledger(readers=2)) as store, anyio.create_task_group() as callers:
+        gates = [Gate(), Gate()]
+        callers.start_soon(store.hold_read, gates[0])
+        await gates[0].reached()
+        # Neither reader has a call that waits: only one of them is at work.
+        for _ in range(4):
+            assert await store.read() == []
+        gates[0].open()
 
 
 async def test_a_call_that_meets_others_for_too_long_fails_and_nothing_of_it_is_stored():

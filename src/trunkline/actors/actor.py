@@ -54,11 +54,14 @@ class BatchActor(Actor):
     #: kernel sees to it between two batches.
     always_waits: ClassVar[bool] = False
 
-    async def handle_batch(self, calls: Sequence[Call]) -> None:
+    async def handle_batch(self, calls: Sequence[Call]) -> Sequence[Call]:
         """Serve `calls`, in their order, by giving each its `answer` or its `fail`.
 
         A call is claimed by `begin` before it takes effect. One that cannot be claimed any more is
         left alone.
+
+        Returns:
+            Calls without a reply, which are handed over again at the front of the next batch.
 
         Raises:
             Exception: any exception but a `TrunklineError` that belongs to one call is a crash:

@@ -249,14 +249,13 @@ class Cell(Generic[A]):
 
     async def _serve(self, actor: A) -> None:
         serve_batch = self._serve_together if isinstance(actor, BatchActor) else self._serve_singly
-        if self._batch:
-            await serve_batch(actor)
         while True:
-            try:
-                item = await self._next_item(actor)
-            except anyio.EndOfStream:
-                return
-            self._take_batch(item)
+            if not self._batch:
+                try:
+                    self._take(await self._next_item(actor))
+                except anyio.EndOfStream:
+                    return
+            self._fill_batch()
             await serve_batch(actor)
 
     async def _next_item(self, actor: A) -> Call | Crash:
@@ -283,23 +282,23 @@ class Cell(Generic[A]):
             and not isinstance(actor, BatchActor)
         )
 
-    def _take_batch(self, item: Call | Crash) -> None:
-        """Move `item`, and what waits behind it, into the batch.
+    def _take(self, item: Call | Crash) -> None:
+        """Move `item` into the batch.
 
         A `Crash` stands alone: it is sent to an empty mailbox, and the calls behind it are for
         the next incarnation.
         """
         if isinstance(item, Crash):
             raise item.error
-        batch = self._batch
-        batch.append(item)
-        while len(batch) < self._max_batch:
+        self._batch.append(item)
+
+    def _fill_batch(self) -> None:
+        """Move what waits into the batch, behind the calls that are left from the one before."""
+        while len(self._batch) < self._max_batch:
             try:
-                item = self._mailbox.take_nowait()
+                self._take(self._mailbox.take_nowait())
             except (anyio.WouldBlock, anyio.EndOfStream):
                 return
-            assert isinstance(item, Call)
-            batch.append(item)
 
     async def _serve_singly(self, actor: A) -> None:
         batch = self._batch
@@ -327,10 +326,11 @@ class Cell(Generic[A]):
         if not calls:
             return
         try:
-            await actor.handle_batch(calls)
+            again = await actor.handle_batch(calls)
             unanswered = [call for call in calls if call.awaited and not call.answered]
-            if unanswered:
+            if len(unanswered) > len(again):
                 raise RuntimeError(f"{self.name} left {unanswered[0]!r} without a reply")
+            self._batch.extend(again)
         except BaseException as error:
             if _is_bug(error):
                 for call in calls:

@@ -93,9 +93,9 @@ class Adapter:
         """Give the lock back; false if its lease had ended before."""
         raise NotImplementedError(f"{type(self).__name__} has no locks among processes")
 
-    def perform(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def perform(self, method: Callable[..., Any], *args: Any) -> Any:
         """Call this adapter's own version of a method of the contract."""
-        return getattr(self, method.__name__)(*args, **kwargs)
+        return getattr(self, method.__name__)(*args)
 
     def run_together(self, calls: Sequence[Call]) -> None:
         """Run a batch inside a transaction, in its order; each `call.value` takes its result.
@@ -127,7 +127,7 @@ class Adapter:
     def _run_one(self, call: Call) -> None:
         before = self.changes()
         try:
-            call.value = self.perform(call.handler, *call.args, **call.kwargs)
+            call.value = self.perform(call.handler, *call.args)
         except Exception as error:
             # Without a transaction the others are done, and must not be run a second time.
             if self._rolls_back and not (

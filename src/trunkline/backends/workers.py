@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from time import sleep
 from typing import Any, ClassVar
@@ -38,10 +38,10 @@ class DirectWorker(Actor):
     async def on_stop(self) -> None:
         self._adapter.close()
 
-    def perform(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def perform(self, method: Callable[..., Any], *args: Any) -> Any:
         """Call a method of the adapter's contract."""
         try:
-            return self._adapter.perform(method, *args, **kwargs)
+            return self._adapter.perform(method, *args)
         except TrunklineError:
             raise
         except Exception as error:
@@ -52,10 +52,11 @@ class DirectWorker(Actor):
 class ThreadWorker(BatchActor):
     """Runs an adapter that waits for I/O, in a thread, a batch of calls at a time.
 
-    The handler of a call is a method of the adapter's contract. A batch is one transaction: many
-    callers share one commit. If a call fails after it has changed something, the batch is rolled
-    back and its calls are run one by one, so that the one fails alone. A call that met another
-    transaction is tried again for as long as its caller waits.
+    The handler of a call is a method of the adapter's contract; its keyword `order_by` tells which
+    calls must not overtake each other. A batch is one transaction: many callers share one commit.
+    If a call fails after it has changed something, the batch is rolled back and its calls are run
+    one by one, so that the one fails alone. A call that met another transaction is tried again for
+    as long as its caller waits, beside the batches that come meanwhile.
 
     Args:
         adapter: no other worker calls it.
@@ -87,35 +88,54 @@ class ThreadWorker(BatchActor):
         finally:
             self._thread.stop()
 
-    async def handle_batch(self, calls: Sequence[Call]) -> None:
+    async def handle_batch(self, calls: Sequence[Call]) -> Sequence[Call]:
+        # What met another transaction in the batch before would hold up this one: it comes last.
+        met = [call for call in calls if isinstance(call.error, Conflict)]
+        keys = {_order(call) for call in met}
+        together = [call for call in calls if _order(call) not in keys]
+
         def reply_all(to_repeat: Sequence[Call]) -> None:
             if not to_repeat:
-                for call in calls:
+                for call in together:
                     _reply(call)
 
         # Not by this task, which continues a turn of the event loop later.
-        to_repeat = await self._thread.run(self._run_batch, calls, then=reply_all)
-        await self._run_singly(to_repeat)
+        to_repeat = await self._thread.run(self._run_batch, together, then=reply_all)
+        again = await self._run_singly(
+            [*to_repeat, *(call for call in calls if _order(call) in keys)]
+        )
         for call in calls:
             if call.error is not None and not isinstance(call.error, TrunklineError):
                 assert isinstance(call.error, Exception)
                 raise self._adapter.redacted(call.error)
+        return again
 
-    async def _run_singly(self, calls: Sequence[Call]) -> None:
-        """Run each in a transaction of its own.
+    async def _run_singly(self, calls: Sequence[Call]) -> Sequence[Call]:
+        """Run each in a transaction of its own; those that have to wait for another transaction.
 
-        Each gets its reply at once: the next may have to wait for another process.
+        Each gets its reply at once. One that meets another transaction makes only those wait that
+        must not overtake it.
         """
+        again: list[Call] = []
+        keys: set[Hashable] = set()
         for index, call in enumerate(calls):
+            if _order(call) in keys:
+                again.append(call)
+                continue
             # A store that is cancelled skips the rest of them: the thread itself cannot be.
             await checkpoint_if_cancelled()
             await self._thread.run(self._run_alone, call)
+            if isinstance(call.error, Conflict) and call.awaited:
+                again.append(call)
+                keys.add(_order(call))
+                continue
             _reply(call)
             if isinstance(call.error, ConnectionLost):
-                _fail_all(calls[index + 1 :], call.error)
-                for other in calls[index + 1 :]:
+                _fail_all(others := [*again, *calls[index + 1 :]], call.error)
+                for other in others:
                     _reply(other)
-                return
+                return ()
+        return again
 
     # -- in the thread ---------------------------------------------------------------------------
 
@@ -127,6 +147,8 @@ class ThreadWorker(BatchActor):
         """Run all in one transaction; those to be run alone, if that was rolled back."""
         begun: Sequence[Call] = calls
         is_entered = False
+        if not calls:
+            return ()
         try:
             if not self._is_open:
                 self._open()
@@ -144,18 +166,16 @@ class ThreadWorker(BatchActor):
         return ()
 
     def _run_alone(self, call: Call) -> None:
-        while True:
-            call.value = call.error = None
-            try:
-                with self._adapter.transaction(read_only=self._read_only):
-                    if call.begin():
-                        self._run([call])
-            except Exception as error:
-                call.error = error
-            if not isinstance(call.error, Conflict) or not call.awaited:
-                return
+        if isinstance(call.error, Conflict):
             # Those that met continue at different times, or they would meet again.
             sleep(random.uniform(0.0, _LONGEST_REST))
+        call.value = call.error = None
+        try:
+            with self._adapter.transaction(read_only=self._read_only):
+                if call.begin():
+                    self._run([call])
+        except Exception as error:
+            call.error = error
 
     def _run(self, calls: Sequence[Call]) -> None:
         if not self._read_only:
@@ -163,11 +183,17 @@ class ThreadWorker(BatchActor):
             return
         for call in calls:
             try:
-                call.value = self._adapter.perform(call.handler, *call.args, **call.kwargs)
+                call.value = self._adapter.perform(call.handler, *call.args)
             except StoreUnavailable:
                 raise
             except TrunklineError as error:
                 call.error = error
+
+
+def _order(call: Call) -> Hashable:
+    """Calls of the same order are run in the order in which they were made."""
+    key: Hashable = call.kwargs.get("order_by", call)
+    return key
 
 
 def _reply(call: Call) -> None:
