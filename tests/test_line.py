@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import pytest
@@ -18,11 +19,12 @@ from trunkline import FSMStore, PersistenceStore, SessionRouter, Trunkline
 from trunkline.errors import (
     ConfigurationError,
     InvalidModel,
-    InvalidSessionKey,
+    NotFound,
     NotRecorded,
     StoreUnavailable,
 )
 from trunkline.fsm.memory import MemoryFSMAdapter
+from trunkline.persistence import Message
 from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.settings import RouterSettings
 from trunkline.testing import ManualClock, crash
@@ -130,22 +132,144 @@ async def test_external_ids_on_other_channels_may_be_given_for_who_is_made(line)
     assert found.id == arrival.participant.id
 
 
+class Evil:
+    def __repr__(self):
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    "changes",
     [
-        ({"channel": ""}, (InvalidModel, InvalidSessionKey)),
-        ({"bridge_id": 5}, (InvalidModel, InvalidSessionKey)),
-        ({"external_room_id": None}, (InvalidModel, InvalidSessionKey)),
-        ({"content": object()}, InvalidModel),
-        ({"room": {"type": "palace"}}, InvalidModel),
-        ({"participant": {"shoe_size": 38}}, InvalidModel),
+        *(
+            {name: value}
+            for name in ("channel", "bridge_id")
+            for value in ("", None, 5, b"x", "a\0", "\ud800", "x" * 801, ["x"], Evil())
+        ),
+        *(
+            {f"external_{what}_id": value}
+            for what in ("room", "user", "message", "thread", "reply_to")
+            for value in (
+                "",
+                True,
+                1.5,
+                b"x",
+                "a\0",
+                "\ud800",
+                "x" * 801,
+                2**64,
+                10**5000,
+                [1],
+                Evil(),
+            )
+        ),
+        {"external_room_id": None},
+        *(
+            {name: value}
+            for name in ("room", "participant", "metadata")
+            for value in (5, "x", [("a", 1)], {5: 6}, object())
+        ),
+        {"content": object()},
+        {"content": Evil()},
+        {"content": "\ud800"},
+        {"content": float("nan")},
+        {"metadata": {"a": object()}},
+        {"room": {"type": "palace"}},
+        {"room": {"id": "a\0"}},
+        {"room": {"external_bindings": 5}},
+        {"room": {"external_bindings": {"telegram": 5}}},
+        {"room": {"external_bindings": {"telegram": {5: 6}}}},
+        {"participant": {"shoe_size": 38}},
+        {"participant": {"external_ids": 5}},
+        {"participant": {"identity": "Ada"}},
+        {"sent_at": "2026-01-01"},
+        {"sent_at": 5},
     ],
+    ids=lambda changes: next(iter(changes)),
 )
-async def test_a_message_that_cannot_be_stores_nothing_and_sets_no_route(line, changes, error):
-    with pytest.raises(error):
+async def test_a_message_that_cannot_be_stored_sets_no_route_either(line, changes):
+    with pytest.raises(InvalidModel):
         await line.ingest(**hello(**changes))
     assert not any((await line.persistence.counts()).values())
     assert line.router.stats().total.entries == 0
+
+
+@pytest.mark.parametrize("server", ["memory", "sqlite", "postgresql"])
+async def test_a_channel_in_the_metadata_that_is_no_text_finds_no_message(server, request):
+    url = request.getfixturevalue("postgres_url") if server == "postgresql" else f"{server}://"
+    async with Trunkline(url, fsm=None, signal=None) as line:
+        await save_odd_channels(line)
+
+
+async def save_odd_channels(line):
+    arrival = await line.ingest(**hello())
+    for channel in ({"a": ["x" * 5_000]}, 5, ["telegram"], None, ""):
+        metadata = {"channel": channel, "bridge_id": "bot"}
+        message = Message.new(room_id=arrival.room.id, external_id=9, metadata=metadata)
+        assert await line.persistence.save_message(message) == message
+        assert message.external_scope is None
+        with pytest.raises(NotFound):
+            await line.persistence.get_message_by_external_id("telegram", "bot", 9)
+
+
+# -- threads and replies ---------------------------------------------------------------------------
+
+
+async def test_a_message_in_a_thread_makes_the_thread_and_is_listed_in_it(line):
+    first = await line.ingest(**hello(external_thread_id=5))
+    second = await line.ingest(**hello(external_thread_id="5", external_message_id=2))
+    await line.ingest(**hello(external_message_id=3))
+
+    (thread,) = await line.persistence.list_threads(first.room.id)
+    assert (thread.external_thread_id, thread.room_id) == (5, first.room.id)
+    assert first.message.thread_id == second.message.thread_id == thread.id
+    listed = await line.persistence.get_messages(first.room.id, thread_id=thread.id)
+    assert listed == [first.message, second.message]
+    assert await line.persistence.get_thread_by_external_id(first.room.id, 5) == thread
+
+
+async def test_two_rooms_may_have_threads_of_the_same_id(line):
+    first = await line.ingest(**hello(external_thread_id=5))
+    other = await line.ingest(**hello(external_thread_id=5, external_room_id=43))
+    assert first.message.thread_id != other.message.thread_id
+
+
+async def test_of_64_tasks_in_a_new_thread_one_makes_it(line):
+    async with anyio.create_task_group() as task_group:
+        for number in range(64):
+            task_group.start_soon(
+                partial(line.ingest, **hello(external_thread_id=5, external_message_id=number))
+            )
+    assert (await line.persistence.counts())["threads"] == 1
+
+
+async def test_a_reply_knows_the_message_that_it_answers_within_its_room(line):
+    first = await line.ingest(**hello())
+    await line.ingest(**hello(external_room_id=43))
+    reply = await line.ingest(**hello(external_message_id=2, external_reply_to_id="1"))
+    assert reply.message.reply_to_id == first.message.id
+    unknown = await line.ingest(**hello(external_message_id=3, external_reply_to_id=77))
+    assert (unknown.message.reply_to_id, unknown.message.external_reply_to_id) == (None, 77)
+
+
+async def test_a_reply_to_an_answer_of_the_bot_knows_it(line):
+    arrival = await line.ingest(**hello())
+
+    async def send_as_99(route, content):
+        return 99
+
+    answer = await line.deliver(arrival, "hi", send_as_99)
+    reply = await line.ingest(**hello(external_message_id=100, external_reply_to_id=99))
+    assert reply.message.reply_to_id == answer.id
+
+
+async def test_an_external_id_is_looked_up_within_a_room(line):
+    first = await line.ingest(**hello())
+    other = await line.ingest(**hello(external_room_id=43))
+    for arrival in (first, other):
+        found = await line.persistence.get_message_by_external_id(
+            "telegram", "bot", 1, room_id=arrival.room.id
+        )
+        assert found == arrival.message
 
 
 async def test_a_line_without_persistence_routes_all_the_same():
@@ -427,10 +551,11 @@ async def test_a_cancelled_caller_hears_of_an_answer_that_was_not_recorded(break
 
 
 async def test_an_answer_that_goes_out_after_its_line_has_closed_is_not_recorded():
-    closed = anyio.Event()
+    sending, closed = anyio.Event(), anyio.Event()
     caught = []
 
     async def send_late(route, content):
+        sending.set()
         await closed.wait()
         return "out"
 
@@ -442,7 +567,7 @@ async def test_an_answer_that_goes_out_after_its_line_has_closed_is_not_recorded
     async with anyio.create_task_group() as task_group:
         async with Trunkline("memory://", stop_timeout_ms=1) as line:
             task_group.start_soon(deliver, line, await line.ingest(**hello()))
-            await checkpoint()
+            await sending.wait()
         closed.set()
     assert caught == ["out"]
 

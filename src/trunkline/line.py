@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
-from uuid import NAMESPACE_URL, uuid5
 
 import anyio
 import msgspec
@@ -21,13 +20,14 @@ from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable
 from trunkline.fsm import FSMAdapter, FSMStore
 from trunkline.persistence import (
+    Inbound,
     Message,
     Participant,
     PersistenceAdapter,
     PersistenceStore,
     Room,
-    RoomBinding,
 )
+from trunkline.persistence.inbound import new_inbound
 from trunkline.persistence.models import ExternalId, now
 from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter
 from trunkline.settings import RouterSettings, parse_settings, refuse_unknown
@@ -228,35 +228,23 @@ class Trunkline(Service):
             StoreUnavailable: the database is away; nothing was stored, no route was set.
         """
         with self._accepting():
-            origin = Route(
-                external_room_id,
-                channel_type=channel,
-                bridge_id=bridge_id,
-                thread_id=None if external_thread_id is None else str(external_thread_id),
-            )
-            arrival = await self._store_arrival(
+            inbound = new_inbound(
                 channel=channel,
                 bridge_id=bridge_id,
-                origin=origin,
-                room=_room(room or {}, channel, bridge_id, external_room_id),
-                participant=None
-                if external_user_id is None
-                else _participant(participant or {}, channel, external_user_id),
-                message={
-                    "content": content,
-                    "external_id": external_message_id,
-                    "external_thread_id": external_thread_id,
-                    "external_reply_to_id": external_reply_to_id,
-                    "delivery_external_room_id": external_room_id,
-                    "status": "delivered",
-                    "metadata": {
-                        **({} if sent_at is None else {"sent_at": sent_at.isoformat()}),
-                        **(metadata or {}),
-                        "channel": channel,
-                        "bridge_id": bridge_id,
-                    },
-                },
+                external_room_id=external_room_id,
+                content=content,
+                external_message_id=external_message_id,
+                external_user_id=external_user_id,
+                external_thread_id=external_thread_id,
+                external_reply_to_id=external_reply_to_id,
+                room=room,
+                participant=participant,
+                metadata=metadata,
+                sent_at=sent_at,
             )
+            if self._persistence is not None:
+                inbound = await self._persistence.save_new_inbound(inbound)
+            arrival = _arrival(inbound, is_stored=self._persistence is not None)
             await self._set_routes(arrival)
             return arrival
 
@@ -410,41 +398,6 @@ class Trunkline(Service):
         with suppress(NotRecorded):
             await self._record(replace(answer, status="failed", updated_at=now()))
 
-    async def _store_arrival(
-        self,
-        *,
-        channel: str,
-        bridge_id: str,
-        origin: Route,
-        room: Room,
-        participant: Participant | None,
-        message: dict[str, Any],
-    ) -> Arrival:
-        external_id = message["external_id"]
-        if external_id is not None:
-            # The same message has the same id wherever it comes in, so that it is stored once.
-            place = SessionKey(channel, bridge_id, str(origin.external_room_id), str(external_id))
-            message["id"] = str(uuid5(NAMESPACE_URL, f"trunkline:{place}"))
-        new = Message.new(
-            **message, room_id=room.id, sender_id=None if participant is None else participant.id
-        )
-        duplicate = False
-        if self._persistence is not None:
-            binding = RoomBinding.new(
-                room_id=room.id,
-                channel=channel,
-                bridge_id=bridge_id,
-                external_room_id=origin.external_room_id,
-            )
-            stored = await self._persistence.save_inbound(room, participant, new, binding)
-            room, participant, new = stored.room, stored.participant, stored.message
-            duplicate = stored.duplicate
-        # Without persistence a room made here is nobody's: the external id names the conversation.
-        room_id = str(origin.external_room_id) if self._persistence is None else room.id
-        key = SessionKey(channel, bridge_id, room_id, origin.thread_id)
-        origin = replace(origin, room_id=room_id)
-        return Arrival(key, origin, new, room, participant, duplicate)
-
     async def _set_routes(self, arrival: Arrival) -> None:
         key, origin = arrival.session_key, arrival.origin
         await self.router.set(key.room_scope, replace(origin, thread_id=None))
@@ -456,15 +409,25 @@ class Trunkline(Service):
             await self._persistence.save_message(message)
 
 
-def _room(fields: Mapping[str, Any], channel: str, bridge_id: str, external_id: ExternalId) -> Room:
-    bindings = dict(fields.get("external_bindings", {}))
-    bindings[channel] = {**bindings.get(channel, {}), bridge_id: external_id}
-    return Room.new(**{**fields, "external_bindings": bindings})
-
-
-def _participant(fields: Mapping[str, Any], channel: str, external_id: ExternalId) -> Participant:
-    ids = {**fields.get("external_ids", {}), channel: external_id}
-    return Participant.new(**{**fields, "external_ids": ids})
+def _arrival(inbound: Inbound, *, is_stored: bool) -> Arrival:
+    binding, thread = inbound.binding, inbound.thread
+    # A room that is not stored has no id that others know.
+    room_id = inbound.room.id if is_stored else str(binding.external_room_id)
+    thread_id = None if thread is None else str(thread.external_thread_id)
+    return Arrival(
+        SessionKey(binding.channel, binding.bridge_id, room_id, thread_id),
+        Route(
+            binding.external_room_id,
+            channel_type=binding.channel,
+            bridge_id=binding.bridge_id,
+            room_id=room_id,
+            thread_id=thread_id,
+        ),
+        inbound.message,
+        inbound.room,
+        inbound.participant,
+        inbound.duplicate,
+    )
 
 
 def _part(

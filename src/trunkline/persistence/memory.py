@@ -474,10 +474,10 @@ def _time_of(model: Message | Thread | RoomBinding) -> tuple[object, str]:
 
 
 def _external_of_message(message: Message) -> tuple[str, str, str] | None:
-    channel, bridge_id = message.metadata.get("channel"), message.metadata.get("bridge_id")
-    if message.external_id is None or not channel or not bridge_id:
+    scope = message.external_scope
+    if message.external_id is None or scope is None:
         return None
-    return (str(channel), str(bridge_id), str(message.external_id))
+    return (*scope, str(message.external_id))
 
 
 def _external_of_thread(thread: Thread) -> tuple[str, str] | None:

@@ -745,15 +745,15 @@ def _participant_row(participant: Participant) -> dict[str, Any]:
 
 
 def _message_row(message: Message) -> dict[str, Any]:
-    channel, bridge_id = message.metadata.get("channel"), message.metadata.get("bridge_id")
-    scoped = message.external_id is not None and channel and bridge_id
+    has_external_id = message.external_id is not None
+    channel, bridge_id = (has_external_id and message.external_scope) or (None, None)
     return {
         "id": message.id,
         "room_id": message.room_id,
         "thread_id": message.thread_id,
-        "channel": str(channel) if scoped else None,
-        "bridge_id": str(bridge_id) if scoped else None,
-        "external_id": str(message.external_id) if scoped else None,
+        "channel": channel,
+        "bridge_id": bridge_id,
+        "external_id": str(message.external_id) if channel else None,
         "inserted_at_us": _microseconds(message.inserted_at),
         "document": _dump(message),
     }

@@ -19,6 +19,8 @@ from trunkline.persistence.adapter import (
     Inbound,
     PersistenceAdapter,
 )
+from trunkline.persistence.documents import kind_of
+from trunkline.persistence.inbound import new_participant, new_room
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -31,11 +33,17 @@ from trunkline.persistence.models import (
     RoomBinding,
     RoutingPolicy,
     Thread,
+)
+from trunkline.persistence.validation import (
     checked,
     checked_flow,
     choices,
+    external_key,
     folded,
-    id_problem,
+    optional_id,
+    require_external_id,
+    require_id,
+    require_mapping,
     shown,
 )
 from trunkline.validation import text_problem
@@ -43,7 +51,6 @@ from trunkline.validation import text_problem
 __all__ = ("PersistenceStore",)
 
 M = TypeVar("M", bound=Model)
-V = TypeVar("V", str, int)
 
 _ENCRYPTED = "$trunkline-fernet"
 
@@ -122,7 +129,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def get_room(self, room_id: str) -> Room:
         """Raises `NotFound`."""
-        return await self._read(PersistenceAdapter.get_room, _id("room_id", room_id))
+        return await self._read(PersistenceAdapter.get_room, require_id("room_id", room_id))
 
     async def delete_room(self, room_id: str) -> None:
         """Delete a room with its messages, threads, bindings and policy, if it is there.
@@ -131,7 +138,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         then its messages and threads, oldest first, and then the room. It can be read meanwhile.
         When deleting was interrupted, call it again.
         """
-        _id("room_id", room_id)
+        require_id("room_id", room_id)
         while not await self._write(
             room_id, PersistenceAdapter.delete_room_part, room_id, _ROWS_A_PART
         ):
@@ -155,7 +162,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             PersistenceAdapter.list_rooms,
             _limit(limit),
             _choice(Room, "type", type),
-            _optional("after", after),
+            optional_id("after", after),
         )
 
     # -- participants ----------------------------------------------------------------------------
@@ -168,7 +175,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def get_participant(self, participant_id: str) -> Participant:
         """Raises `NotFound`."""
         return await self._read(
-            PersistenceAdapter.get_participant, _id("participant_id", participant_id)
+            PersistenceAdapter.get_participant, require_id("participant_id", participant_id)
         )
 
     async def delete_participant(self, participant_id: str) -> None:
@@ -176,7 +183,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         await self._write(
             participant_id,
             PersistenceAdapter.delete_participant,
-            _id("participant_id", participant_id),
+            require_id("participant_id", participant_id),
         )
 
     async def get_or_create_participant_by_external_id(
@@ -187,16 +194,14 @@ class PersistenceStore(Store[PersistenceAdapter]):
         However many callers race, in one process or several, there is one participant. If `attrs`
         has the id of a participant who is there, they get the external id and stay as they are.
         """
-        channel, key = _id("channel", channel), _external("external_id", external_id)
-        fields = _attrs(attrs)
-        ids = {**_map("external_ids", fields.get("external_ids")), channel: external_id}
-        candidate = Participant.new(**{**fields, "external_ids": ids})
+        channel = require_id("channel", channel)
+        external_id = require_external_id("external_id", external_id)
         return await self._write(
-            (channel, key),
+            (channel, str(external_id)),
             PersistenceAdapter.get_or_create_participant_by_external_id,
             channel,
-            key,
-            candidate,
+            str(external_id),
+            new_participant(channel, external_id, attrs),
         )
 
     # -- messages --------------------------------------------------------------------------------
@@ -208,7 +213,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def get_message(self, message_id: str) -> Message:
         """Raises `NotFound`."""
-        return await self._read(PersistenceAdapter.get_message, _id("message_id", message_id))
+        return await self._read(
+            PersistenceAdapter.get_message, require_id("message_id", message_id)
+        )
 
     async def get_messages(
         self,
@@ -233,17 +240,17 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         return await self._read(
             PersistenceAdapter.get_messages,
-            _id("room_id", room_id),
+            require_id("room_id", room_id),
             _limit(limit),
-            _optional("before", before),
-            _optional("after", after),
-            _optional("thread_id", thread_id),
+            optional_id("before", before),
+            optional_id("after", after),
+            optional_id("thread_id", thread_id),
         )
 
     async def delete_message(self, message_id: str) -> None:
         """Delete a message, if it is there."""
         await self._write(
-            message_id, PersistenceAdapter.delete_message, _id("message_id", message_id)
+            message_id, PersistenceAdapter.delete_message, require_id("message_id", message_id)
         )
 
     async def get_message_by_external_id(
@@ -259,19 +266,19 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         return await self._read(
             PersistenceAdapter.get_message_by_external_id,
-            _id("channel", channel),
-            _id("bridge_id", bridge_id),
-            _external("external_id", external_id),
-            _optional("room_id", room_id),
+            require_id("channel", channel),
+            require_id("bridge_id", bridge_id),
+            external_key("external_id", external_id),
+            optional_id("room_id", room_id),
         )
 
     async def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
         """Record the id that a platform gave to a message. Raises `NotFound`."""
-        _external("external_id", external_id)
+        external_key("external_id", external_id)
         return await self._write(
             message_id,
             PersistenceAdapter.update_message_external_id,
-            _id("message_id", message_id),
+            require_id("message_id", message_id),
             external_id,
         )
 
@@ -284,7 +291,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def get_thread(self, thread_id: str) -> Thread:
         """Raises `NotFound`."""
-        return await self._read(PersistenceAdapter.get_thread, _id("thread_id", thread_id))
+        return await self._read(PersistenceAdapter.get_thread, require_id("thread_id", thread_id))
 
     async def get_thread_by_external_id(
         self, room_id: str, external_thread_id: ExternalId
@@ -292,16 +299,16 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """The thread of a room with this id on its platform. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_thread_by_external_id,
-            _id("room_id", room_id),
-            _external("external_thread_id", external_thread_id),
+            require_id("room_id", room_id),
+            external_key("external_thread_id", external_thread_id),
         )
 
     async def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
         """The thread of a room that begins with this message. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_thread_by_root_message,
-            _id("room_id", room_id),
-            _id("root_message_id", root_message_id),
+            require_id("room_id", room_id),
+            require_id("root_message_id", root_message_id),
         )
 
     async def list_threads(
@@ -319,9 +326,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         return await self._read(
             PersistenceAdapter.list_threads,
-            _id("room_id", room_id),
+            require_id("room_id", room_id),
             _limit(limit),
-            _optional("after", after),
+            optional_id("after", after),
             _choice(Thread, "status", status),
         )
 
@@ -340,20 +347,17 @@ class PersistenceStore(Store[PersistenceAdapter]):
         room was deleted counts as none. If `attrs` has the id of a room that is there, that room is
         bound, and stays as it is.
         """
-        key = _binding_key(channel, bridge_id, external_id)
-        fields = _attrs(attrs)
-        bindings = {**_map("external_bindings", fields.get("external_bindings"))}
-        of_channel = _map(f"external_bindings[{channel!r}]", bindings.get(channel))
-        bindings[channel] = {**of_channel, bridge_id: external_id}
-        candidate = Room.new(**{**fields, "external_bindings": bindings})
-        binding = RoomBinding.new(
+        channel, bridge_id = require_id("channel", channel), require_id("bridge_id", bridge_id)
+        external_id = require_external_id("external_id", external_id)
+        candidate = new_room(channel, bridge_id, external_id, attrs)
+        binding = RoomBinding(
             room_id=candidate.id,
             channel=channel,
             bridge_id=bridge_id,
             external_room_id=external_id,
         )
         return await self._write(
-            key,
+            (channel, bridge_id, str(external_id)),
             PersistenceAdapter.get_or_create_room_by_external_binding,
             candidate,
             binding,
@@ -385,11 +389,11 @@ class PersistenceStore(Store[PersistenceAdapter]):
                 has the id of a binding of another external room.
             NotFound: there is no such room.
         """
-        _id("room_id", room_id)
+        require_id("room_id", room_id)
         _binding_key(channel, bridge_id, external_id)
         binding = RoomBinding.new(
             **{
-                **_attrs(attrs),
+                **require_mapping("attrs", attrs),
                 "room_id": room_id,
                 "channel": channel,
                 "bridge_id": bridge_id,
@@ -408,15 +412,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         return await self._read(
             PersistenceAdapter.list_room_bindings,
-            _id("room_id", room_id),
+            require_id("room_id", room_id),
             _limit(limit),
-            _optional("after", after),
+            optional_id("after", after),
         )
 
     async def delete_room_binding(self, binding_id: str) -> None:
         """Raises `NotFound`."""
         await self._write(
-            binding_id, PersistenceAdapter.delete_room_binding, _id("binding_id", binding_id)
+            binding_id, PersistenceAdapter.delete_room_binding, require_id("binding_id", binding_id)
         )
 
     # -- directory -------------------------------------------------------------------------------
@@ -466,7 +470,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             target,
             _directory_query(target, query),
             _limit(limit),
-            _optional("after", after),
+            optional_id("after", after),
         )
 
     @overload
@@ -509,7 +513,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             raise InvalidModel(
                 f"an onboarding flow has a non-empty str onboarding_id, not {onboarding_id!r}"
             )
-        _id("onboarding_id", onboarding_id)
+        require_id("onboarding_id", onboarding_id)
         return await self._write(
             onboarding_id,
             PersistenceAdapter.save_onboarding,
@@ -520,7 +524,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
         """Raises `NotFound`."""
         return await self._read(
-            PersistenceAdapter.get_onboarding, _id("onboarding_id", onboarding_id)
+            PersistenceAdapter.get_onboarding, require_id("onboarding_id", onboarding_id)
         )
 
     async def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
@@ -534,7 +538,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
         """Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted."""
         return self._decrypted(
-            await self._read(PersistenceAdapter.get_bridge_config, _id("bridge_id", bridge_id))
+            await self._read(
+                PersistenceAdapter.get_bridge_config, require_id("bridge_id", bridge_id)
+            )
         )
 
     async def list_bridge_configs(
@@ -549,7 +555,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         configs = await self._read(
             PersistenceAdapter.list_bridge_configs,
             _limit(limit),
-            _optional("after", after),
+            optional_id("after", after),
             enabled,
         )
         return [self._decrypted(config) for config in configs]
@@ -557,7 +563,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def delete_bridge_config(self, bridge_id: str) -> None:
         """Raises `NotFound`."""
         await self._write(
-            bridge_id, PersistenceAdapter.delete_bridge_config, _id("bridge_id", bridge_id)
+            bridge_id, PersistenceAdapter.delete_bridge_config, require_id("bridge_id", bridge_id)
         )
 
     async def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
@@ -567,12 +573,14 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def get_routing_policy(self, room_id: str) -> RoutingPolicy:
         """Raises `NotFound`."""
-        return await self._read(PersistenceAdapter.get_routing_policy, _id("room_id", room_id))
+        return await self._read(
+            PersistenceAdapter.get_routing_policy, require_id("room_id", room_id)
+        )
 
     async def delete_routing_policy(self, room_id: str) -> None:
         """Raises `NotFound`."""
         await self._write(
-            room_id, PersistenceAdapter.delete_routing_policy, _id("room_id", room_id)
+            room_id, PersistenceAdapter.delete_routing_policy, require_id("room_id", room_id)
         )
 
     async def save_ingress_subscription(
@@ -602,9 +610,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         return await self._read(
             PersistenceAdapter.list_ingress_subscriptions,
-            _id("bridge_id", bridge_id),
+            require_id("bridge_id", bridge_id),
             _limit(limit),
-            after if after == "" else _optional("after", after),
+            after if after == "" else optional_id("after", after),
             _choice(IngressSubscription, "status", status),
         )
 
@@ -615,8 +623,8 @@ class PersistenceStore(Store[PersistenceAdapter]):
         await self._write(
             bridge_id,
             PersistenceAdapter.delete_ingress_subscription,
-            _id("bridge_id", bridge_id),
-            _optional("subscription_id", subscription_id),
+            require_id("bridge_id", bridge_id),
+            optional_id("subscription_id", subscription_id),
         )
 
     # -- as a whole ------------------------------------------------------------------------------
@@ -645,9 +653,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
         Raises:
             InvalidModel: among others, a participant without an external id on that channel.
         """
-        binding = msgspec.structs.replace(_model(RoomBinding, binding), room_id=room.id)
+        room = _model(Room, room)
+        binding = replace(_model(RoomBinding, binding), room_id=room.id)
         inbound = Inbound(
-            _model(Room, room),
+            room,
             None if participant is None else _model(Participant, participant),
             _model(Message, message),
             binding,
@@ -658,8 +667,13 @@ class PersistenceStore(Store[PersistenceAdapter]):
             raise InvalidModel(f"participant {participant.id!r} has no external id on {channel!r}")
         if thread is not None and thread.external_thread_id is None:
             raise InvalidModel(f"thread {thread.id!r} has no external_thread_id")
+        return await self.save_new_inbound(inbound)
+
+    async def save_new_inbound(self, inbound: Inbound) -> Inbound:
+        """As `save_inbound`, for what `new_inbound` has just made: it is not checked again."""
+        binding = inbound.binding
         return await self._write(
-            (channel, binding.bridge_id, str(binding.external_room_id)),
+            (binding.channel, binding.bridge_id, str(binding.external_room_id)),
             PersistenceAdapter.save_inbound,
             inbound,
         )
@@ -681,12 +695,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """
         if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigurationError(f"kind is one of {', '.join(KINDS)}, not {shown(kind)}")
-        # Only a subscription's id is of several parts, with a NUL between.
-        parts = after.split("\0", 1) if isinstance(after, str) else []
-        if kind == "ingress_subscriptions" and len(parts) == 2:
-            _id("after", parts[0])
+        if kind == "ingress_subscriptions" and after is not None:
+            _require_subscription_key("after", after)
         else:
-            _optional("after", after)
+            optional_id("after", after)
         page = await self._read(PersistenceAdapter.scan, kind, _limit(limit), after, newest_first)
         return [
             (one, self._decrypted(model) if isinstance(model, BridgeConfig) else model)
@@ -716,55 +728,30 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
 
 def _model(kind: type[M], model: M) -> M:
-    # A subclass has fields that would not come back.
-    if type(model) is not kind:
+    # A subclass of the program's own has fields that would not come back.
+    if kind_of(model) is not kind:
         raise InvalidModel(f"expected a {kind.__name__}, not {type(model).__name__}")
     return checked(model)
 
 
-def _attrs(attrs: object) -> dict[str, Any]:
-    return dict(_map("attrs", attrs))
-
-
-def _map(name: str, value: object) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidModel(f"{name} is a mapping with keys of type str, not {shown(value)}")
-    return value
-
-
-def _id(name: str, value: object) -> str:
-    """`value` if it can be an id at all; what cannot be one cannot be found either."""
-    if not isinstance(value, str) or not value:
-        raise InvalidModel(f"{name} is a non-empty str, not {shown(value)}")
-    return _storable(name, value)
-
-
-def _optional(name: str, value: object) -> str | None:
-    return None if value is None else _id(name, value)
-
-
-def _external(name: str, value: object) -> str:
-    """An external id as a string: `42` and `"42"` are the same."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(_storable(name, value))
-    return _id(name, value)
-
-
-def _storable(name: str, value: V) -> V:
-    problem = id_problem(value)
-    if problem is not None:
-        raise InvalidModel(f"{name} {shown(value)} {problem}, and cannot be stored")
-    return value
-
-
 def _binding_key(channel: str, bridge_id: str, external_id: ExternalId) -> tuple[str, str, str]:
     return (
-        _id("channel", channel),
-        _id("bridge_id", bridge_id),
-        _external("external_id", external_id),
+        require_id("channel", channel),
+        require_id("bridge_id", bridge_id),
+        external_key("external_id", external_id),
     )
+
+
+def _require_subscription_key(name: str, value: object) -> None:
+    """The id of a bridge and that of its subscription, if it has one, with a NUL between."""
+    parts = value.split("\0") if isinstance(value, str) else []
+    if len(parts) != 2:
+        raise InvalidModel(
+            f"{name} is the id of a subscription as scan returns it, not {shown(value)}"
+        )
+    require_id(name, parts[0])
+    if parts[1]:
+        require_id(name, parts[1])
 
 
 def _limit(value: object) -> int:
@@ -795,9 +782,9 @@ def _directory_query(target: str, query: Mapping[str, Any]) -> DirectoryQuery:
         )
     for name, value in given.items():
         if name == "external_id":
-            given[name] = _external(name, value)
+            given[name] = external_key(name, value)
         elif name != "name":
-            _id(name, value)
+            require_id(name, value)
         elif not isinstance(value, str) or text_problem(folded(value)) is not None:
             raise InvalidModel(f"name is a str that is valid Unicode, not {shown(value)}")
     parts = {"channel", "external_id"} | ({"bridge_id"} if target == "room" else set())

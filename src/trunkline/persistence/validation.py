@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -17,7 +17,20 @@ from trunkline.errors import InvalidModel
 from trunkline.persistence.documents import UNREADABLE, decode_document, encode_document, kind_of
 from trunkline.validation import text_problem
 
-__all__ = ("Model", "checked", "checked_flow", "choices", "folded", "id_problem", "shown")
+__all__ = (
+    "Model",
+    "checked",
+    "checked_flow",
+    "choices",
+    "external_key",
+    "folded",
+    "id_problem",
+    "optional_id",
+    "require_external_id",
+    "require_id",
+    "require_mapping",
+    "shown",
+)
 
 M = TypeVar("M", bound="Model")
 
@@ -125,6 +138,55 @@ def id_problem(value: str | int) -> str | None:
             return problem
         is_long = len(value.encode()) > _LONGEST_ID
     return f"is longer than {_LONGEST_ID} bytes" if is_long else None
+
+
+def require_id(name: str, value: object) -> str:
+    """`value` as a plain str, if it can be an id.
+
+    Raises:
+        InvalidModel: it cannot, and so cannot be found either; the message has `name`.
+    """
+    if not isinstance(value, str) or not value:
+        raise InvalidModel(f"{name} is a non-empty str, not {shown(value)}")
+    problem = id_problem(value)
+    if problem is not None:
+        raise InvalidModel(f"{name} {shown(value)} {problem}, and cannot be stored")
+    return value if type(value) is str else str.__str__(value)
+
+
+def optional_id(name: str, value: object) -> str | None:
+    """As `require_id`; `None` stays `None`."""
+    return None if value is None else require_id(name, value)
+
+
+def require_external_id(name: str, value: object) -> str | int:
+    """`value` as a plain str or int, if a platform can have such an id.
+
+    Raises:
+        InvalidModel: it is none: empty, too long, a bool.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        return require_id(name, value)
+    problem = id_problem(value)
+    if problem is None and not -(2**63) <= value < 2**64:
+        problem = "has more than 64 bits"
+    if problem is not None:
+        raise InvalidModel(f"{name} {shown(value)} {problem}, and cannot be stored")
+    return int(value)
+
+
+def external_key(name: str, value: object) -> str:
+    """An external id as it is looked up: `42` and `"42"` are the same. Raises `InvalidModel`."""
+    return str(require_external_id(name, value))
+
+
+def require_mapping(name: str, value: object) -> Mapping[str, Any]:
+    """`value` if it is a mapping with keys of type str; `{}` for `None`. Raises `InvalidModel`."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidModel(f"{name} is a mapping with keys of type str, not {shown(value)}")
+    return value
 
 
 def folded(name: str) -> str:
@@ -251,5 +313,13 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no more than 4,300 digits
+            return f"an int of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 200
