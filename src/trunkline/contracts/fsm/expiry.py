@@ -124,7 +124,7 @@ class ExpiryTests:
             await store.init(BOT)
             await store.init(MORTAL, ttl_ms=TTL_MS)
             await store.set_state(BOT, "lives", FSMState("a", "one", {"x": 1}))
-            ended = {key: FSMState("a", "one", {"key": key}) for key in (1, ("2", (3,)), None)}
+            ended = {key: FSMState("a", "one", {"key": key}) for key in (1, ("2", (3,)), "x")}
             for key in ended:
                 await store.set_state(MORTAL, key, ended[key])
             await store.set_state(MORTAL, "cleared", "a")

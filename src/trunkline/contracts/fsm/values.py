@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from trunkline.contracts.fsm.samples import BOT, KEY, KINDS, UNSTORABLE, same
+from trunkline.contracts.fsm.samples import (
+    BOT,
+    EQUAL_NAMES,
+    KEY,
+    KINDS,
+    SUBCLASSES,
+    UNSTORABLE,
+    Answer,
+    same,
+)
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMState, FSMStore
 
@@ -33,6 +42,28 @@ class ValueTests:
             await store.set_data(BOT, KEY, data)
             assert await store.update_data(BOT, KEY, {1: "new"}) == {**data, 1: "new"}
             assert same(await store.get_data(BOT, KEY), {**data, 1: "new"})
+
+    async def test_names_that_are_equal_are_one_name(self, adapter: FSMAdapter) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for one, other in EQUAL_NAMES:
+                await store.set_data(BOT, KEY, {one: "one"})
+                assert await store.update_data(BOT, KEY, {other: "other"}) == {one: "other"}
+                assert await store.update_data(BOT, KEY, {one: "again"}) == {other: "again"}
+                assert await store.get_data(BOT, KEY) == {one: "again"}
+
+    async def test_a_value_of_a_subclass_comes_back_as_what_it_equals(
+        self, adapter: FSMAdapter
+    ) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for value, plain in SUBCLASSES:
+                await store.set_data(BOT, KEY, {"value": value})
+                assert same(await store.get_data(BOT, KEY), {"value": plain})
+                assert same(
+                    await store.update_data(BOT, KEY, {Answer.YES: value}),
+                    {"value": plain, "yes": plain},
+                )
 
     async def test_a_value_of_a_million_bytes_is_stored(self, adapter: FSMAdapter) -> None:
         large = bytes(range(256)) * 4_096
