@@ -24,7 +24,7 @@ from trunkline.admin import inspect_database
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMStore
-from trunkline.fsm.adapter import Step
+from trunkline.fsm.adapter import RecordKey, Step
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence import Message, PersistenceStore, Room
 from trunkline.signal.adapter import Commit, KeyName
@@ -342,7 +342,7 @@ def test_an_fsm_adapter_need_not_be_able_to_tell_what_it_holds():
     class Plain(MemoryFSMAdapter):
         summary = FSMAdapter.summary
 
-    with pytest.raises(NotImplementedError, match="Plain cannot tell"):
+    with pytest.raises(NotImplementedError, match="Plain does not support summaries"):
         Plain().summary()
 
 
@@ -355,11 +355,9 @@ def test_a_signal_adapter_tells_by_its_names_what_it_holds():
 def test_the_fsm_in_memory_tells_what_it_holds():
     now = [0]
     adapter = MemoryFSMAdapter(lambda: now[0])
-    from trunkline.fsm.adapter import Place, Record
-
     for number, state in enumerate(("a", "a", "b")):
-        record = Record(Step("flow", state))
-        adapter.save(Place("bot", str(number)), record, 10 if state == "b" else None)
+        key, ttl_ms = RecordKey("bot", str(number)), 10 if state == "b" else None
+        adapter.save(key, Step("flow", state), {}, ttl_ms)
     assert adapter.summary() == {("bot", Step("flow", "a")): 2, ("bot", Step("flow", "b")): 1}
     now[0] = 10
     assert adapter.summary() == {("bot", Step("flow", "a")): 2}

@@ -11,8 +11,8 @@ from redis.connection import parse_url
 
 from trunkline.admin.side import Key, Row, Schema, Shelf, Side
 from trunkline.backends.redis import ScriptCall
-from trunkline.fsm.adapter import Place, Record, Step
-from trunkline.fsm.records import Kept
+from trunkline.fsm.adapter import Record, RecordKey, Step
+from trunkline.fsm.records import decode_fields, encode_fields
 from trunkline.fsm.redis import RedisFSMAdapter
 from trunkline.signal.adapter import Commit, KeyName, Versioned
 from trunkline.signal.redis import RedisSignalAdapter
@@ -81,10 +81,10 @@ class RedisSide(Side):
 
 
 class FSMShelf(Shelf):
-    """Conversations: rows of bot, key, flow, state, fields, end."""
+    """Conversations: rows of namespace, bot, key, flow, state, fields, end."""
 
     name = "fsm"
-    key_width = 2
+    key_width = 3
 
     def __init__(self, adapter: RedisFSMAdapter) -> None:
         self._adapter = adapter
@@ -100,8 +100,8 @@ class FSMShelf(Shelf):
             yield [row[: self.key_width] for row in page]
 
     def present(self, keys: Collection[Key]) -> set[Key]:
-        found = self._adapter.present([Place(*key) for key in keys])
-        return {(place.bot_name, place.key) for place in found}
+        found = self._adapter.present([RecordKey(*key[1:]) for key in keys])
+        return {(self._adapter.namespace, key.bot_name, key.key) for key in found}
 
     def put(self, rows: Sequence[Row]) -> None:
         self._adapter.restore([_conversation(row) for row in rows])
@@ -110,22 +110,23 @@ class FSMShelf(Shelf):
         for page in self._adapter.scan(with_fields=with_fields):
             yield [
                 (
-                    place.bot_name,
-                    place.key,
-                    kept.record.step.flow,
-                    kept.record.step.state,
-                    msgspec.msgpack.encode(kept.record.fields),
-                    kept.expires_at_ms,
+                    self._adapter.namespace,
+                    key.bot_name,
+                    key.key,
+                    record.step.flow,
+                    record.step.state,
+                    msgspec.msgpack.encode(encode_fields(record.fields)),
+                    record.expires_at_ms,
                 )
-                for place, kept in page
-                if kept.expires_at_ms is None or kept.expires_at_ms > at_ms
+                for key, record in page
+                if record.expires_at_ms is None or record.expires_at_ms > at_ms
             ]
 
 
-def _conversation(row: Row) -> tuple[Place, Kept]:
-    bot_name, key, flow, state, fields, end = row
-    decoded = msgspec.msgpack.decode(fields, type=dict[bytes, bytes])
-    return Place(bot_name, key), Kept(Record(Step(flow, state), decoded), end)
+def _conversation(row: Row) -> tuple[RecordKey, Record]:
+    _namespace, bot_name, key, flow, state, fields, end = row
+    decoded = decode_fields(msgspec.msgpack.decode(fields, type=dict[bytes, bytes]))
+    return RecordKey(bot_name, key), Record(Step(flow, state), decoded, end)
 
 
 class SignalShelf(Shelf):

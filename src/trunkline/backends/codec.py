@@ -12,7 +12,7 @@ A value of a subclass comes back as the built-in value that it equals: an enum m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -28,6 +28,7 @@ from trunkline.errors import ConfigurationError
 __all__ = (
     "Key",
     "Unstorable",
+    "copy_fields",
     "copy_value",
     "decode",
     "decode_key",
@@ -41,6 +42,7 @@ Key: TypeAlias = int | str | tuple["Key | None", ...]
 
 _PLAIN = frozenset({type(None), bool, float, str, bytes})
 _SCALARS = _PLAIN | {int}
+_IMMUTABLE = _SCALARS | {date, datetime, time, timedelta, Decimal, UUID}
 #: What PostgreSQL takes into an index is shorter than 2,704 bytes, the bot's name included.
 _MAX_KEY = 1_500
 
@@ -121,6 +123,14 @@ def copy_value(value: Any) -> Any:
     if kind in _SCALARS and (kind is not str or value.isascii()):
         return value
     return decode(encode(value))
+
+
+def copy_fields(fields: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A copy of a map of values that `copy_value` has made."""
+    return {
+        name: value if type(value) in _IMMUTABLE else copy_value(value)
+        for name, value in fields.items()
+    }
 
 
 def normalize_name(name: Any) -> Any:
