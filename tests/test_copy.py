@@ -179,7 +179,7 @@ def test_conversations_that_have_ended_are_left_behind(url_of, bot_db, target):
     report = copy_database(bot_db, to, only=["fsm"])
     assert report.agrees
     assert report.copied == len(SHOP) + len(CAFE)
-    assert {bot_name for bot_name, _ in rows(to)["fsm"]} == {"shop", "café"}
+    assert {bot_name for _, bot_name, _ in rows(to)["fsm"]} == {"shop", "café"}
 
 
 def test_a_copy_goes_on_to_work(url_of, bot_db):
