@@ -273,10 +273,10 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
         connection.execute("UPDATE trunkline_schema SET version = 99 WHERE component = 'fsm'")
     assert main(["inspect", bot_db]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Fsm, schema version 99 This trunkline works with schema version 1" in text
+    assert "Fsm, schema version 99 This trunkline works with schema version 2" in text
     assert "Persistence, schema version 1 rooms" in text
     found = inspect_as_json(capsys, bot_db)
-    assert found["fsm"] == {"version": 99, "known_version": 1, "conversations": None}
+    assert found["fsm"] == {"version": 99, "known_version": 2, "conversations": None}
     with closing(sqlite3.connect("bot.db")) as connection:
         query = "SELECT version FROM trunkline_schema WHERE component = 'fsm'"
         assert connection.execute(query).fetchone() == (99,)
