@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from time import time_ns
@@ -10,7 +9,7 @@ from time import time_ns
 import anyio
 import msgspec
 
-from trunkline.admin.side import STORES, open_side
+from trunkline.admin.endpoint import DEFAULT_NAMESPACE, Endpoint
 from trunkline.fsm import FSMState, FSMStore
 from trunkline.persistence import (
     BridgeConfig,
@@ -23,6 +22,9 @@ from trunkline.persistence import (
     Thread,
 )
 from trunkline.signal import SignalStore
+
+#: All stores that a SQL database can hold.
+STORES = ("persistence", "fsm", "signal")
 
 #: Fernet keys; what is stored with them must not be readable without.
 KEY = "m1Qn1NwPvcA9WPXcWsPOvT9Qx2bnz2GnzVPW8lSDhAI="
@@ -40,7 +42,7 @@ SHOP = {
 }
 CAFE = {
     "one": FSMState(None, None, {"at": SENT_AT, "raw": b"\x00\xff", "sum": Decimal("1.10")}),
-    ("", None): FSMState("waiting", None, {}),
+    None: FSMState("waiting", None, {}),
 }
 
 
@@ -116,22 +118,20 @@ def end_conversations(url: str, count: int) -> None:
     anyio.run(put)
 
 
-def rows(url: str, stores=STORES) -> dict[str, dict]:
-    """Every row of every store, as it is stored, by kind and key."""
-    side = open_side(url)
+def rows(url: str, stores=STORES, namespace: str = DEFAULT_NAMESPACE) -> dict[str, dict]:
+    """Every row of every store in a namespace, as it is stored, by kind and key."""
     found = {}
-    with closing(side):
-        side.open()
-        with side.snapshot():
-            for store in stores:
-                for shelf in side.shelves(store) if store in side.stores() else ():
-                    found[shelf.name] = {
-                        row[: shelf.key_width]: _readable(shelf.name, row)
-                        for page in shelf.pages(0)
-                        for row in page
-                    }
+    with Endpoint(url) as endpoint, endpoint.snapshot():
+        for store in endpoint.schemas():
+            for table in endpoint.adapter(store, namespace).tables if store in stores else ():
+                found[table.name] = {
+                    row[: table.key_width]: _readable(table.name, row)
+                    for page in table.dump()
+                    for row in page
+                }
     return found
 
 
 def _readable(name, row):
-    return [*row[:5], msgspec.msgpack.decode(row[5]), row[6]] if name == "fsm" else row
+    # The order of the fields in a conversation's map is nobody's business.
+    return [*row[:4], msgspec.msgpack.decode(row[4]), row[5]] if name == "fsm" else row

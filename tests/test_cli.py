@@ -367,7 +367,7 @@ def test_a_log_that_is_replayed_again_doubles_nothing(capsys, chat):
         stored = json.loads(capsys.readouterr().out)["stored"]
         assert (stored["messages"], stored["new_messages"], stored["refused"]) == (5, new, 0)
     assert main(["inspect", "--json", "sqlite:///bot.db"]) == 0
-    counts = json.loads(capsys.readouterr().out)["persistence"]["counts"]
+    counts = json.loads(capsys.readouterr().out)["namespaces"]["default"]["counts"]
     assert (counts["rooms"], counts["participants"], counts["threads"]) == (2, 1, 1)
     assert counts["messages"] == 5
 

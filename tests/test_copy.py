@@ -179,7 +179,7 @@ def test_conversations_that_have_ended_are_left_behind(url_of, bot_db, target):
     report = copy_database(bot_db, to, only=["fsm"])
     assert report.agrees
     assert report.copied == len(SHOP) + len(CAFE)
-    assert {bot_name for _, bot_name, _ in rows(to)["fsm"]} == {"shop", "café"}
+    assert {bot_name for bot_name, _ in rows(to)["fsm"]} == {"shop", "café"}
 
 
 def test_a_copy_goes_on_to_work(url_of, bot_db):
@@ -350,7 +350,7 @@ def test_a_copy_is_resumed_wherever_it_was_interrupted(url_of, source, target):
         report = copy_database(from_, to, resume=True)
         assert report.agrees
         assert report.copied + there == sum(map(len, wanted.values())) == reports[-1][2]
-        assert sum(shelf.kept for shelf in report.shelves) == there
+        assert sum(table.kept for table in report.tables) == there
         assert rows(to) == wanted
 
 
@@ -509,9 +509,9 @@ LOSE_ROWS = {
 @pytest.mark.parametrize(
     ("from_", "to", "told"),
     [
-        ("memory://", "sqlite:///copy.db", "what is in memory is gone with its process"),
-        ("sqlite:///bot.db", "memory://", "what is in memory is gone with its process"),
-        ("sqlite:///bot.db", "sqlite://", "what is in memory is gone with its process"),
+        ("memory://", "sqlite:///copy.db", "what is kept in memory ends with its process"),
+        ("sqlite:///bot.db", "memory://", "what is kept in memory ends with its process"),
+        ("sqlite:///bot.db", "sqlite://", "what is kept in memory ends with its process"),
         ("sqlite:///missing.db", "sqlite:///copy.db", "missing.db does not exist"),
         ("sqlite:///bot.db", "sqlite:///no/copy.db", "the folder of no/copy.db does not exist"),
         ("sqlite:///bot.db", "sqlite:///./bot.db", "are the same database"),

@@ -24,7 +24,7 @@ from trunkline.admin import inspect_database
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMStore
-from trunkline.fsm.adapter import RecordKey, Step
+from trunkline.fsm.adapter import Step
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence import Message, PersistenceStore, Room
 from trunkline.signal.adapter import Commit, KeyName
@@ -82,6 +82,10 @@ def inspect_as_json(capsys, *arguments):
     return json.loads(captured.out)
 
 
+def default_namespace(capsys, *arguments):
+    return inspect_as_json(capsys, *arguments)["namespaces"]["default"]
+
+
 def steps(found):
     return [(one["bot_name"], one["flow"], one["state"], one["count"]) for one in found]
 
@@ -92,24 +96,30 @@ def steps(found):
 def test_json_tells_all_that_a_sql_database_holds(capsys, sql_url):
     fill(sql_url)
     found = inspect_as_json(capsys, sql_url)
-    assert found["persistence"]["counts"] == COUNTS
-    assert steps(found["fsm"]["conversations"]) == STEPS
-    assert found["signal"]["families"] == FAMILIES
-    for store in ("persistence", "fsm", "signal"):
-        assert found[store]["version"] == found[store]["known_version"] >= 1
+    [contents] = found["namespaces"].values()
+    assert contents["counts"] == COUNTS
+    assert steps(contents["conversations"]) == STEPS
+    assert contents["families"] == FAMILIES
+    assert [*found["stores"]] == ["persistence", "fsm", "signal"]
+    for schema in found["stores"].values():
+        assert schema["version"] == schema["known_version"] >= 1
 
 
 def test_json_tells_all_that_valkey_holds(capsys, valkey_url):
     fill(valkey_url, ["fsm", "signal"])
     found = inspect_as_json(capsys, valkey_url)
-    assert found["persistence"] is None
-    assert steps(found["fsm"]["conversations"]) == STEPS
-    assert found["signal"] == {"version": None, "known_version": None, "families": FAMILIES}
+    assert [*found["stores"]] == ["fsm", "signal"]
+    for schema in found["stores"].values():
+        assert schema == {"version": None, "known_version": None}
+    [contents] = found["namespaces"].values()
+    assert contents["counts"] is None
+    assert steps(contents["conversations"]) == STEPS
+    assert contents["families"] == FAMILIES
 
 
 def test_the_newest_messages_come_first_with_the_names_of_room_and_sender(capsys, sql_url):
     fill(sql_url, ["persistence"])
-    newest = inspect_as_json(capsys, "--newest", "3", sql_url)["persistence"]["newest_messages"]
+    newest = default_namespace(capsys, "--newest", "3", sql_url)["newest_messages"]
     ids = [one["message"]["id"] for one in newest]
     assert len(ids) == 3
     assert ids == sorted(ids, reverse=True)
@@ -148,8 +158,9 @@ def test_control_characters_of_users_do_not_reach_the_terminal(options):
     assert shown.replace("\n", "").isprintable()
     if options:
         found = json.loads(shown)
-        assert found["persistence"]["newest_messages"][0]["room_name"] == evil
-        assert found["fsm"]["conversations"][0]["bot_name"] == evil
+        [contents] = found["namespaces"].values()
+        assert contents["newest_messages"][0]["room_name"] == evil
+        assert contents["conversations"][0]["bot_name"] == evil
 
 
 def test_newest_messages_can_be_left_out(capsys, bot_db):
@@ -199,7 +210,7 @@ def test_empty_stores_are_shown_as_empty(capsys):
 
 def test_conversations_whose_time_is_over_are_not_counted(capsys, sql_url):
     end_conversations(sql_url, 3)
-    assert inspect_as_json(capsys, sql_url)["fsm"]["conversations"] == []
+    assert default_namespace(capsys, sql_url)["conversations"] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -220,7 +231,7 @@ def test_a_database_is_looked_into_beside_a_bot_that_writes_to_it(sql_url):
             return inspection
 
     inspection = anyio.run(look)
-    assert inspection.persistence.counts["messages"] == 1
+    assert inspection.namespaces["default"].counts["messages"] == 1
 
 
 # -- what it leaves alone ----------------------------------------------------------------------
@@ -251,7 +262,7 @@ def test_a_backup_without_a_write_ahead_log_is_shown_and_left_as_it_is(capsys, b
     with closing(sqlite3.connect("bot.db")) as connection:
         connection.execute("VACUUM INTO 'backup.db'")
     before = digest("backup.db")
-    assert inspect_as_json(capsys, "sqlite:///backup.db")["persistence"]["counts"] == COUNTS
+    assert default_namespace(capsys, "sqlite:///backup.db")["counts"] == COUNTS
     assert digest("backup.db") == before
 
 
@@ -273,10 +284,11 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
         connection.execute("UPDATE trunkline_schema SET version = 99 WHERE component = 'fsm'")
     assert main(["inspect", bot_db]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Fsm, schema version 99 This trunkline works with schema version 2" in text
+    assert "Fsm, schema version 99 This trunkline works with schema version 1" in text
     assert "Persistence, schema version 1 rooms" in text
     found = inspect_as_json(capsys, bot_db)
-    assert found["fsm"] == {"version": 99, "known_version": 2, "conversations": None}
+    assert found["stores"]["fsm"] == {"version": 99, "known_version": 1}
+    assert found["namespaces"]["default"]["conversations"] is None
     with closing(sqlite3.connect("bot.db")) as connection:
         query = "SELECT version FROM trunkline_schema WHERE component = 'fsm'"
         assert connection.execute(query).fetchone() == (99,)
@@ -288,12 +300,12 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("memory://", "what is in memory is gone with its process"),
-        ("sqlite://", "what is in memory is gone with its process"),
+        ("memory://", "what is kept in memory ends with its process"),
+        ("sqlite://", "what is kept in memory ends with its process"),
         ("sqlite:///.", "is a folder, not a database file"),
         ("sqlite:///text.db", "file is not a database"),
         ("bot.db", "a store's URL looks like"),
-        ("mysql://me:hunter2@localhost/bot", "no fsm adapter for 'mysql://me:***@localhost/bot'"),
+        ("mysql://me:hunter2@localhost/bot", "no adapter for 'mysql://me:***@localhost/bot'"),
         ("postgresql://me:hunter2@127.0.0.1:1/bot", "postgresql://me:***@127.0.0.1:1/bot"),
         ("valkey://me:hunter2@127.0.0.1:1/0", "valkey://me:***@127.0.0.1:1/0"),
     ],
@@ -342,7 +354,7 @@ def test_an_fsm_adapter_need_not_be_able_to_tell_what_it_holds():
     class Plain(MemoryFSMAdapter):
         summary = FSMAdapter.summary
 
-    with pytest.raises(NotImplementedError, match="Plain does not support summaries"):
+    with pytest.raises(NotImplementedError, match="Plain cannot tell"):
         Plain().summary()
 
 
@@ -355,9 +367,11 @@ def test_a_signal_adapter_tells_by_its_names_what_it_holds():
 def test_the_fsm_in_memory_tells_what_it_holds():
     now = [0]
     adapter = MemoryFSMAdapter(lambda: now[0])
+    from trunkline.fsm.adapter import Place, Record
+
     for number, state in enumerate(("a", "a", "b")):
-        key, ttl_ms = RecordKey("bot", str(number)), 10 if state == "b" else None
-        adapter.save(key, Step("flow", state), {}, ttl_ms)
+        record = Record(Step("flow", state))
+        adapter.save(Place("bot", str(number)), record, 10 if state == "b" else None)
     assert adapter.summary() == {("bot", Step("flow", "a")): 2, ("bot", Step("flow", "b")): 1}
     now[0] = 10
     assert adapter.summary() == {("bot", Step("flow", "a")): 2}

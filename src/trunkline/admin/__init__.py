@@ -1,30 +1,27 @@
 """What an operator does with a database: look into it, and copy it to another.
 
-Both work on a URL, beside a bot that runs or without one, and on all the stores that share it.
+Both work on a URL of any registered scheme, beside a bot that runs or without one, and on all the
+stores that share it.
 """
 
-from trunkline.admin.copying import CopyReport, ShelfCopy, TargetNotEmpty, copy_database
+from trunkline.admin.copying import CopyReport, TableCopy, TargetNotEmpty, copy_database
+from trunkline.admin.endpoint import DEFAULT_NAMESPACE
 from trunkline.admin.inspection import (
     Contents,
     Conversations,
-    FSMContents,
     Inspection,
     NewestMessage,
-    PersistenceContents,
-    SignalContents,
     inspect_database,
 )
 
 __all__ = (
+    "DEFAULT_NAMESPACE",
     "Contents",
     "Conversations",
     "CopyReport",
-    "FSMContents",
     "Inspection",
     "NewestMessage",
-    "PersistenceContents",
-    "ShelfCopy",
-    "SignalContents",
+    "TableCopy",
     "TargetNotEmpty",
     "copy_database",
     "inspect_database",

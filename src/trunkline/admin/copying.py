@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, closing
 from time import perf_counter
+from typing import NamedTuple
 
 import msgspec
 
 from trunkline.actors.clock import wall_clock_ms
-from trunkline.admin.side import STORES, Schema, Shelf, Side, open_side
+from trunkline.admin.endpoint import Endpoint
+from trunkline.backends import Schema, Table
 from trunkline.errors import ConfigurationError, NotFound
 
-__all__ = ("CopyReport", "ShelfCopy", "TargetNotEmpty", "copy_database")
+__all__ = ("CopyReport", "TableCopy", "TargetNotEmpty", "copy_database")
 
 
-class ShelfCopy(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the rows of one kind."""
+class TableCopy(msgspec.Struct, frozen=True, kw_only=True):
+    """How the rows of one table were copied."""
 
     store: str
+    namespace: str
     #: What they are: `messages`.
     name: str
     #: Rows that were copied now.
     copied: int
     #: Rows that an earlier copy had brought.
     kept: int
-    #: Rows that there are afterwards, on both sides. Conversations that end within the next minute
-    #: do not count, since they may have ended on one side and not on the other.
+    #: Rows that there are afterwards at both ends. Conversations that end within the next minute
+    #: do not count, since they may have ended at one end and not at the other.
     source: int
     target: int
 
@@ -37,18 +39,18 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     #: The URLs without their passwords.
     source_url: str
     target_url: str
-    shelves: tuple[ShelfCopy, ...]
+    tables: tuple[TableCopy, ...]
     elapsed_ms: int
 
     @property
     def agrees(self) -> bool:
-        """Whether there are as many of everything on both sides."""
-        return all(shelf.source == shelf.target for shelf in self.shelves)
+        """Whether there are as many of everything at both ends."""
+        return all(table.source == table.target for table in self.tables)
 
     @property
     def copied(self) -> int:
         """Rows that were copied now."""
-        return sum(shelf.copied for shelf in self.shelves)
+        return sum(table.copied for table in self.tables)
 
     @property
     def rows_per_second(self) -> int:
@@ -57,7 +59,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetNotEmpty(ConfigurationError):
-    """There is something where the copy should go; nothing was changed."""
+    """The target holds rows that the copy would mix with; nothing was changed."""
 
 
 def copy_database(
@@ -65,6 +67,7 @@ def copy_database(
     target_url: str,
     *,
     only: Collection[str] = (),
+    namespace: str | None = None,
     resume: bool = False,
     force: bool = False,
     on_progress: Callable[[str, int, int], object] = lambda name, done, total: None,
@@ -77,17 +80,19 @@ def copy_database(
     not depend on how many there are.
 
     Args:
-        source_url: where from: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…`.
+        source_url: where from: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…`, or
+            a scheme that the program has registered.
         target_url: where to. What is missing there is created.
         only: the stores to copy: `persistence`, `fsm`, `signal`; by default all that are there.
+        namespace: the namespace to copy; by default all that are there.
         resume: continue a copy that was interrupted: rows that are there are kept as they are.
-        force: delete first what these stores hold in the target.
-        on_progress: told after each page what it was of, how many rows are done, and of how many.
+        force: delete first what these stores hold in the target, in these namespaces.
+        on_progress: called after each page with the table, how many rows are done, and of how many.
 
     Raises:
         TargetNotEmpty: the target holds something, and neither `resume` nor `force` is given; or
             it holds what the source does not, and so is no copy to be resumed.
-        NotFound: the source holds none of these stores.
+        NotFound: the source holds none of these stores, or nothing in the namespace.
         ConfigurationError: it can never work: no such file, twice the same database, a schema of
             another version, a target that cannot hold one of the stores.
         StoreUnavailable: a database cannot be reached, or no longer: resume the copy.
@@ -95,41 +100,45 @@ def copy_database(
     if resume and force:
         raise ConfigurationError("either resume a copy, or force a new one")
     started = perf_counter()
-    with ExitStack() as stack:
-        source = stack.enter_context(closing(open_side(source_url)))
-        target = stack.enter_context(closing(open_side(target_url)))
-        source.open()
-        if target.exists():
-            target.open()
-            if source.identity() == target.identity():
+    with Endpoint(source_url) as source, source.snapshot():
+        with Endpoint(target_url) as target, target.snapshot():
+            is_there = target.exists()
+            if is_there and source.is_same_as(target):
                 raise ConfigurationError(
                     f"{source.shown_url} and {target.shown_url} are the same database"
                 )
-        stack.enter_context(source.snapshot())
-        copying = _Copying(source, target, _stores(source, target, only), on_progress)
-        if not force:
-            copying.check_target(resume=resume)
-        target.create(copying.stores)
-        if force:
-            copying.erase_target()
-        copying.run(keep=resume)
-        return copying.report(perf_counter() - started)
+            copying = _Copying(source, _stores(source, target, only), namespace, on_progress)
+            if is_there and not force:
+                copying.check_target(target, resume=resume)
+        with Endpoint(target_url, create=True, timeout_ms=_TARGET_TIMEOUT_MS) as target:
+            if force:
+                copying.erase(target)
+            copying.run(target, keep=resume)
+            return copying.report(target, perf_counter() - started)
 
 
-def _stores(source: Side, target: Side, only: Collection[str]) -> list[str]:
+#: How long a page may take to be written, or a lock on the target to be released.
+_TARGET_TIMEOUT_MS = 60_000
+
+_MINUTE_MS = 60_000
+
+
+def _stores(source: Endpoint, target: Endpoint, only: Collection[str]) -> list[str]:
     """The stores to copy."""
-    schemas = source.stores()
     for store in only:
-        if store not in STORES:
-            raise ConfigurationError(f"a store is one of {', '.join(STORES)}, not {store!r}")
-        if store not in schemas:
-            raise NotFound(f"{source.shown_url} holds no {store} store")
+        if store not in source.can_hold:
+            known = ", ".join(source.can_hold)
+            raise ConfigurationError(f"a store of {source.shown_url} is {known}, not {store!r}")
+    schemas = source.schemas()
     if not schemas:
         raise NotFound(f"{source.shown_url} holds none of trunkline's stores")
+    for store in only:
+        if store not in schemas:
+            raise NotFound(f"{source.shown_url} holds no {store} store")
     chosen = {store: schema for store, schema in schemas.items() if not only or store in only}
     _require_known(source, chosen)
     for store in [store for store in chosen if store not in target.can_hold]:
-        if any(shelf.count(wall_clock_ms()) for shelf in source.shelves(store)):
+        if any(part.table.count(wall_clock_ms()) for part in _parts(source, [store], None)):
             raise ConfigurationError(
                 f"{target.shown_url} cannot hold the {store} store of {source.shown_url}:"
                 " choose which stores to copy"
@@ -138,13 +147,38 @@ def _stores(source: Side, target: Side, only: Collection[str]) -> list[str]:
     return list(chosen)
 
 
-def _require_known(side: Side, schemas: Mapping[str, Schema]) -> None:
+def _require_known(endpoint: Endpoint, schemas: Mapping[str, Schema]) -> None:
     for store, schema in schemas.items():
         if not schema.is_known:
             raise ConfigurationError(
-                f"{side.shown_url} has version {schema.version} of the {store} schema, and this"
+                f"{endpoint.shown_url} has version {schema.version} of the {store} schema, and this"
                 f" trunkline works with version {schema.known_version}"
             )
+
+
+class _Part(NamedTuple):
+    """A table of a store in one namespace."""
+
+    store: str
+    namespace: str
+    table: Table
+
+    def at(self, endpoint: Endpoint) -> Table:
+        """The same table at another endpoint, whether it holds anything or not."""
+        for table in endpoint.adapter(self.store, self.namespace).tables:
+            if (table.name, table.key_width) == (self.table.name, self.table.key_width):
+                return table
+        raise ConfigurationError(f"{endpoint.shown_url} has no table of {self.table.name}")
+
+
+def _parts(endpoint: Endpoint, stores: Collection[str], namespace: str | None) -> list[_Part]:
+    """What an endpoint holds; a table that others refer to stands before them."""
+    return [
+        _Part(store, name, table)
+        for name in endpoint.namespaces(stores, namespace)
+        for store in stores
+        for table in endpoint.adapter(store, name).tables
+    ]
 
 
 class _Copying:
@@ -152,101 +186,96 @@ class _Copying:
 
     def __init__(
         self,
-        source: Side,
-        target: Side,
+        source: Endpoint,
         stores: list[str],
+        namespace: str | None,
         on_progress: Callable[[str, int, int], object],
     ) -> None:
-        self.stores = stores
         self._source = source
-        self._target = target
+        self._stores = stores
+        self._namespace = namespace
         self._on_progress = on_progress
         # Conversations that had ended by now are left behind.
         self._began_ms = wall_clock_ms()
-        self._shelves = [
-            (store, *pair)
-            for store in stores
-            for pair in zip(source.shelves(store), target.shelves(store), strict=True)
-        ]
-        #: shelf → rows copied, and rows kept.
-        self._copied: dict[str, int] = {}
-        self._kept: dict[str, int] = {}
+        self._parts = _parts(source, stores, namespace)
+        if not self._parts and stores:
+            raise NotFound(f"{source.shown_url} holds nothing in the namespace {namespace!r}")
+        #: Of each part: rows copied, and rows kept.
+        self._done: list[tuple[int, int]] = []
 
-    def check_target(self, *, resume: bool) -> None:
+    def check_target(self, target: Endpoint, *, resume: bool) -> None:
         """Refuse a target that holds something, or, to resume, something of its own."""
-        if not self._target.exists():
-            return
-        with self._target.snapshot():
-            schemas = self._target.stores()
-            _require_known(self._target, {s: schemas[s] for s in self.stores if s in schemas})
-            for store, source, target in self._shelves:
-                if store not in schemas:
-                    continue
-                count = target.count(self._began_ms)
-                if count and not resume:
-                    raise TargetNotEmpty(
-                        f"{self._target.shown_url} is not empty: {count:,} rows of {target.name}"
-                    )
-                strangers = _strangers(source, target, self._began_ms) if count else 0
-                if strangers:
-                    raise TargetNotEmpty(
-                        f"{self._target.shown_url} is no unfinished copy of"
-                        f" {self._source.shown_url}, which lacks {strangers:,} of its rows of"
-                        f" {target.name}"
-                    )
+        schemas = target.schemas()
+        present = {store: schemas[store] for store in self._stores if store in schemas}
+        _require_known(target, present)
+        for part in _parts(target, present, self._namespace):
+            count = part.table.count(self._began_ms)
+            if count and not resume:
+                raise TargetNotEmpty(
+                    f"{target.shown_url} is not empty: {count:,} rows of {part.table.name}"
+                )
+            missing = count and self._missing_from_source(part)
+            if missing:
+                raise TargetNotEmpty(
+                    f"{target.shown_url} is not an unfinished copy of {self._source.shown_url},"
+                    f" which lacks {missing:,} of its rows of {part.table.name}"
+                )
 
-    def erase_target(self) -> None:
-        with self._target.transaction():
-            for store in self.stores:
-                self._target.erase(store)
+    def _missing_from_source(self, part: _Part) -> int:
+        """How many rows of the target the source does not have."""
+        source = part.at(self._source)
+        pages = part.table.dump(self._began_ms, keys_only=True)
+        return sum(len(page) - len(source.present(page)) for page in pages)
 
-    def run(self, *, keep: bool) -> None:
+    def erase(self, target: Endpoint) -> None:
+        """Delete what the stores hold, of one namespace if one is copied."""
+        with target.snapshot():
+            parts = _parts(target, self._stores, self._namespace)
+        for part in reversed(parts):
+            with target.adapter(part.store, part.namespace).transaction():
+                part.table.erase()
+
+    def run(self, target: Endpoint, *, keep: bool) -> None:
         """Copy every row, or, to keep those that are there, the others."""
         done = 0
-        total = sum(source.count(self._began_ms) for _, source, _ in self._shelves)
-        for _, source, target in self._shelves:
-            name = target.name
-            self._copied[name] = self._kept[name] = 0
-            self._on_progress(name, done, total)
-            for page in source.pages(self._began_ms):
+        total = sum(part.table.count(self._began_ms) for part in self._parts)
+        for part in self._parts:
+            adapter, table = target.adapter(part.store, part.namespace), part.at(target)
+            copied = kept = 0
+            self._on_progress(table.name, done, total)
+            for page in part.table.dump(self._began_ms):
                 rows = page
-                with self._target.transaction():
+                with adapter.transaction():
                     if keep:
-                        width = target.key_width
-                        present = target.present([row[:width] for row in page])
+                        width = table.key_width
+                        present = table.present([row[:width] for row in page])
                         rows = [row for row in page if row[:width] not in present]
                     if rows:
-                        target.put(rows)
+                        table.load(rows)
                 done += len(page)
-                self._copied[name] += len(rows)
-                self._kept[name] += len(page) - len(rows)
-                self._on_progress(name, done, total)
+                copied += len(rows)
+                kept += len(page) - len(rows)
+                self._on_progress(table.name, done, total)
+            self._done.append((copied, kept))
 
-    def report(self, elapsed_seconds: float) -> CopyReport:
+    def report(self, target: Endpoint, elapsed_seconds: float) -> CopyReport:
         at_ms = wall_clock_ms() + _MINUTE_MS
-        with self._target.snapshot():
-            shelves = tuple(
-                ShelfCopy(
-                    store=store,
-                    name=target.name,
-                    copied=self._copied[target.name],
-                    kept=self._kept[target.name],
-                    source=source.count(at_ms),
-                    target=target.count(at_ms),
+        with target.snapshot():
+            tables = tuple(
+                TableCopy(
+                    store=part.store,
+                    namespace=part.namespace,
+                    name=part.table.name,
+                    copied=copied,
+                    kept=kept,
+                    source=part.table.count(at_ms),
+                    target=part.at(target).count(at_ms),
                 )
-                for store, source, target in self._shelves
+                for part, (copied, kept) in zip(self._parts, self._done, strict=True)
             )
         return CopyReport(
             source_url=self._source.shown_url,
-            target_url=self._target.shown_url,
-            shelves=shelves,
+            target_url=target.shown_url,
+            tables=tables,
             elapsed_ms=round(elapsed_seconds * 1000),
         )
-
-
-_MINUTE_MS = 60_000
-
-
-def _strangers(source: Shelf, target: Shelf, at_ms: int) -> int:
-    """How many rows the target has that the source has not."""
-    return sum(len(page) - len(source.present(page)) for page in target.keys(at_ms))

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import Any
-
 import msgspec
 
-from trunkline.admin.side import Side, open_side
+from trunkline.admin.endpoint import Endpoint
+from trunkline.backends import Schema
 from trunkline.errors import NotFound
 from trunkline.fsm.adapter import FSMAdapter
 from trunkline.persistence import Message, PersistenceAdapter
+from trunkline.signal.adapter import SignalAdapter
 
-__all__ = (
-    "Contents",
-    "Conversations",
-    "FSMContents",
-    "Inspection",
-    "NewestMessage",
-    "PersistenceContents",
-    "SignalContents",
-    "inspect_database",
-)
+__all__ = ("Contents", "Conversations", "Inspection", "NewestMessage", "inspect_database")
 
 
 class NewestMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,24 +20,6 @@ class NewestMessage(msgspec.Struct, frozen=True, kw_only=True):
     room_name: str | None
     sender_name: str | None
     message: Message
-
-
-class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """One store of a database."""
-
-    #: The version of its schema, and the one that this trunkline works with; `None` where there
-    #: are no schemas. Where the two differ, nothing was looked at.
-    version: int | None
-    known_version: int | None
-
-
-class PersistenceContents(Contents, frozen=True, kw_only=True):
-    """What persistence holds."""
-
-    #: How many of each kind.
-    counts: dict[str, int] | None = None
-    #: Those with the highest ids, which are the ones that were made last.
-    newest_messages: tuple[NewestMessage, ...] = ()
 
 
 class Conversations(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,79 +31,73 @@ class Conversations(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-class FSMContents(Contents, frozen=True, kw_only=True):
-    """What the fsm holds, without conversations whose time is over."""
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """What one namespace holds; `None` for a store that is missing or of an unknown version."""
 
+    #: How many rooms, messages and so on persistence has.
+    counts: dict[str, int] | None = None
+    #: Those with the latest `inserted_at`, newest first.
+    newest_messages: tuple[NewestMessage, ...] = ()
+    #: The fsm, without conversations that have expired.
     conversations: tuple[Conversations, ...] | None = None
-
-
-class SignalContents(Contents, frozen=True, kw_only=True):
-    """What signal holds: never the values."""
-
-    #: How many entries each family has.
+    #: How many entries each family of signal has: never the values.
     families: dict[str, int] | None = None
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a database holds; `None` for a store that is not in it."""
+    """What a database holds."""
 
     #: Without its password.
     url: str
-    persistence: PersistenceContents | None = None
-    fsm: FSMContents | None = None
-    signal: SignalContents | None = None
+    #: The stores that are there. One whose version is not the known one was not looked into.
+    stores: dict[str, Schema]
+    #: Contents by namespace.
+    namespaces: dict[str, Contents]
 
 
-def inspect_database(url: str, *, newest: int = 5) -> Inspection:
+def inspect_database(url: str, *, newest: int = 5, namespace: str | None = None) -> Inspection:
     """What the database at `url` holds.
 
     Args:
-        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…` or `valkey://…`.
-        newest: how many messages to show at most.
+        url: `sqlite:///bot.db`, `postgresql://…`, `redis://…` or `valkey://…`, or a scheme that
+            the program has registered.
+        newest: how many messages to show at most of each namespace.
+        namespace: look into this one; by default into all.
 
     Raises:
-        NotFound: it holds none of the stores.
+        NotFound: it holds none of the stores, or nothing in the namespace.
         ConfigurationError: there is no such file, it is no database, or the URL cannot work.
         StoreUnavailable: the server cannot be reached.
     """
-    side = open_side(url)
-    with closing(side):
-        side.open()
-        with side.snapshot():
-            return _inspect(side, newest)
+    with Endpoint(url) as endpoint, endpoint.snapshot():
+        schemas = endpoint.schemas()
+        if not schemas:
+            raise NotFound(f"{endpoint.shown_url} holds none of trunkline's stores")
+        stores = [store for store, schema in schemas.items() if schema.is_known]
+        names = endpoint.namespaces(stores, namespace)
+        if not names:
+            raise NotFound(f"{endpoint.shown_url} holds nothing in the namespace {namespace!r}")
+        contents = {name: _contents(endpoint, stores, name, newest) for name in names}
+        return Inspection(url=endpoint.shown_url, stores=schemas, namespaces=contents)
 
 
-def _inspect(side: Side, newest: int) -> Inspection:
-    contents: dict[str, Any] = {}
-    for store, schema in side.stores().items():
-        fields = msgspec.structs.asdict(schema)
-        if schema.is_known:
-            fields |= _look(side, store, newest)
-        contents[store] = _CONTENTS[store](**fields)
-    if not contents:
-        raise NotFound(f"{side.shown_url} holds none of trunkline's stores")
-    return Inspection(url=side.shown_url, **contents)
-
-
-_CONTENTS = {
-    "persistence": PersistenceContents,
-    "fsm": FSMContents,
-    "signal": SignalContents,
-}
-
-
-def _look(side: Side, store: str, newest: int) -> dict[str, Any]:
-    adapter = side.adapter(store)
-    if store == "persistence":
-        return {"counts": adapter.counts(), "newest_messages": _newest_messages(adapter, newest)}
-    if store == "fsm":
-        return {"conversations": _conversations(adapter)}
-    return {"families": dict(sorted(adapter.summary().items()))}
+def _contents(endpoint: Endpoint, stores: list[str], namespace: str, newest: int) -> Contents:
+    adapters = {store: endpoint.adapter(store, namespace) for store in stores}
+    persistence, fsm, signal = map(adapters.get, ("persistence", "fsm", "signal"))
+    return Contents(
+        counts=persistence.counts() if isinstance(persistence, PersistenceAdapter) else None,
+        newest_messages=(
+            _newest_messages(persistence, newest)
+            if isinstance(persistence, PersistenceAdapter)
+            else ()
+        ),
+        conversations=_conversations(fsm) if isinstance(fsm, FSMAdapter) else None,
+        families=signal.summary() if isinstance(signal, SignalAdapter) else None,
+    )
 
 
 def _newest_messages(adapter: PersistenceAdapter, newest: int) -> tuple[NewestMessage, ...]:
-    found = adapter.scan("messages", newest, None, newest_first=True)
-    return tuple(_with_names(adapter, one) for _, one in found if isinstance(one, Message))
+    return tuple(_with_names(adapter, message) for message in adapter.newest_messages(newest))
 
 
 def _with_names(adapter: PersistenceAdapter, message: Message) -> NewestMessage:

@@ -5,12 +5,14 @@ opened by `trunkline.backends.sql`.
 """
 
 from trunkline.backends.adapter import Adapter
+from trunkline.backends.dump import Row, Schema, Table
 from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.registry import (
     AdapterOptions,
     choose_adapter,
     open_adapter,
     register_adapter,
+    registered_stores,
 )
 from trunkline.backends.store import Store, StoreStats
 from trunkline.backends.url import hide_password
@@ -20,10 +22,14 @@ __all__ = (
     "AdapterOptions",
     "Conflict",
     "ConnectionLost",
+    "Row",
+    "Schema",
     "Store",
     "StoreStats",
+    "Table",
     "choose_adapter",
     "hide_password",
     "open_adapter",
     "register_adapter",
+    "registered_stores",
 )

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trunkline.actors import Call
+from trunkline.backends.dump import Dumpable
 from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ("Adapter",)
 
 
-class Adapter:
+class Adapter(Dumpable):
     """Base of every adapter. A domain adds its methods; a store runs them, one at a time.
 
     Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`) and write its

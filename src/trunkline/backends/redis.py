@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from trunkline.backends.adapter import Adapter
+from trunkline.backends.dump import Dumpable
 from trunkline.backends.errors import ConnectionLost
 from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.url import hide_password
@@ -113,6 +114,12 @@ class RedisServer:
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
+
+    def identity(self) -> str:
+        """The same for two URLs that lead to one numbered database of a server."""
+        info = self.call(Command("INFO", ["server"]))
+        run_id = info.partition(b"run_id:")[2].split()[0].decode()
+        return f"{run_id}:{self._client.connection_pool.connection_kwargs.get('db') or 0}"
 
     def call(self, call: Command | ScriptCall) -> Any:
         """Run one command or script; what it returned."""
@@ -262,6 +269,14 @@ class RedisAdapter(Adapter):
             pass
         finally:
             self.server.close()
+
+    def share(self, other: Dumpable) -> bool:
+        if isinstance(other, RedisAdapter):
+            self.server = other.server
+        return isinstance(other, RedisAdapter)
+
+    def identity(self) -> str:
+        return self.server.identity()
 
     def try_lock(self, key: str, token: str) -> bool:
         return bool(self.server.call(self._try_lock(key, token)))

@@ -20,6 +20,7 @@ __all__ = (
     "open_adapter",
     "register_adapter",
     "registered_schemes",
+    "registered_stores",
 )
 
 A = TypeVar("A", bound=Adapter)
@@ -80,6 +81,11 @@ def registered_schemes(store: str) -> list[str]:
     return sorted(scheme for scheme, stores in _adapters.items() if store in stores)
 
 
+def registered_stores(url: str) -> list[str]:
+    """The stores that the scheme of `url` is registered for; empty if it is not registered."""
+    return list(_adapters.get(_scheme(url), {}))
+
+
 def open_adapter(store: str, url: str, options: AdapterOptions) -> Adapter:
     """The adapter of a store for `url`, not yet connected.
 
@@ -92,11 +98,7 @@ def open_adapter(store: str, url: str, options: AdapterOptions) -> Adapter:
         ConfigurationError: not a URL, a scheme that is not registered for this store, a missing
             extra, or a URL that cannot work.
     """
-    if not isinstance(url, str) or "://" not in url:
-        shown = hide_password(url) if isinstance(url, str) else url
-        raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {shown!r}")
-    scheme = url.partition("://")[0].partition("+")[0].lower()
-    found = _adapters.get(scheme, {}).get(store)
+    found = _adapters.get(_scheme(url), {}).get(store)
     if found is None:
         known = ", ".join(f"{name}://" for name in registered_schemes(store))
         raise ConfigurationError(
@@ -108,6 +110,13 @@ def open_adapter(store: str, url: str, options: AdapterOptions) -> Adapter:
     else:
         adapter_class = found
     return adapter_class.from_url(url, options)
+
+
+def _scheme(url: str) -> str:
+    if not isinstance(url, str) or "://" not in url:
+        shown = hide_password(url) if isinstance(url, str) else url
+        raise ConfigurationError(f"a store's URL looks like 'sqlite:///bot.db', not {shown!r}")
+    return url.partition("://")[0].partition("+")[0].lower()
 
 
 def choose_adapter(

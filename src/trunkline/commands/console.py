@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -24,6 +25,7 @@ __all__ = (
     "OK",
     "USAGE",
     "StandardOutput",
+    "add_namespace",
     "discard_output",
     "interruptible_reads",
     "print_error",
@@ -60,6 +62,11 @@ def replace_unencodable(stream: TextIO) -> None:
     """Write a question mark for a character that the terminal's or file's encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
+
+
+def add_namespace(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the option `--namespace`."""
+    parser.add_argument("--namespace", metavar="NAME", help=text)
 
 
 def discard_output() -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from trunkline.admin import CopyReport, TargetNotEmpty, copy_database
-from trunkline.commands.console import NOTHING_USABLE, OK, USAGE, StandardOutput, print_error
+from trunkline.admin import DEFAULT_NAMESPACE, CopyReport, TargetNotEmpty, copy_database
+from trunkline.commands.console import (
+    NOTHING_USABLE,
+    OK,
+    USAGE,
+    StandardOutput,
+    add_namespace,
+    print_error,
+)
 from trunkline.commands.rendering import counted, sections
 
 __all__ = ("add_copy",)
@@ -59,6 +67,7 @@ def add_copy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default=[],
         help="copy this store; may be given again (default: all that are there)",
     )
+    add_namespace(parser, "copy this one (default: all that are there)")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--resume",
@@ -79,15 +88,17 @@ def _copy(arguments: argparse.Namespace) -> int:
     except TargetNotEmpty as error:
         print_error(f"{error}; --resume continues a copy, --force deletes first what is there")
         return USAGE
-    if not report.shelves:
+    if not report.tables:
         print_error(f"nothing to copy: {report.source_url} is empty")
         return NOTHING_USABLE
     StandardOutput().print(_report(report))
-    for shelf in report.shelves:
-        if shelf.source != shelf.target:
+    for table in report.tables:
+        if table.source != table.target:
+            named = table.namespace != DEFAULT_NAMESPACE
+            where = f" in namespace {table.namespace}" if named else ""
             print_error(
-                f"the counts of {_name(shelf.name)} differ: {shelf.source:,} in FROM,"
-                f" {shelf.target:,} in TO"
+                f"the counts of {_name(table.name)}{where} differ: {table.source:,} in FROM,"
+                f" {table.target:,} in TO"
             )
     return OK if report.agrees else NOTHING_USABLE
 
@@ -114,6 +125,7 @@ def _copy_with_progress(arguments: argparse.Namespace) -> CopyReport:
             getattr(arguments, "from"),
             arguments.to,
             only=arguments.only,
+            namespace=arguments.namespace,
             resume=arguments.resume,
             force=arguments.force,
             on_progress=on_progress,
@@ -125,10 +137,13 @@ def _report(report: CopyReport) -> RenderableType:
     table.add_column("")
     for name in ("copied", "were there", "in FROM", "in TO"):
         table.add_column(name, justify="right")
-    for shelf in report.shelves:
-        counts = (shelf.copied, shelf.kept, shelf.source, shelf.target)
-        style = None if shelf.source == shelf.target else "red"
-        table.add_row(_name(shelf.name), *(f"{count:,}" for count in counts), style=style)
+    totals: dict[str, Counter[str]] = {}
+    for one in report.tables:
+        counts = {"copied": one.copied, "kept": one.kept, "from": one.source, "to": one.target}
+        totals.setdefault(one.name, Counter()).update(counts)
+    for name, total in totals.items():
+        style = None if total["from"] == total["to"] else "red"
+        table.add_row(_name(name), *(f"{count:,}" for count in total.values()), style=style)
     verdict = "All counts agree." if report.agrees else "The counts differ."
     return sections(
         ("From", Text(report.source_url)),
@@ -144,5 +159,5 @@ def _report(report: CopyReport) -> RenderableType:
     )
 
 
-def _name(shelf: str) -> str:
-    return {"fsm": "conversations", "signal": "signal keys"}.get(shelf, shelf.replace("_", " "))
+def _name(table: str) -> str:
+    return {"fsm": "conversations", "signal": "signal keys"}.get(table, table.replace("_", " "))

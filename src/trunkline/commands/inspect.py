@@ -12,23 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.admin import (
+    DEFAULT_NAMESPACE,
     Contents,
-    FSMContents,
     Inspection,
     NewestMessage,
-    PersistenceContents,
-    SignalContents,
     inspect_database,
 )
-from trunkline.commands.console import OK, StandardOutput
+from trunkline.commands.console import OK, StandardOutput, add_namespace
 from trunkline.commands.rendering import counted, facts, json_line, note, printable, sections
 
 __all__ = ("add_inspect",)
 
 _TEXT = """\
-See what a database holds: how many rooms, messages and so on, the newest
-messages, the conversations of each bot by flow and state, and how many keys
-each family has. Values of signal and credentials of bridges are never shown.
+See what a database holds, namespace by namespace: how many rooms, messages and
+so on, the newest messages, the conversations of each bot by flow and state, and
+how many keys each family has. Values of signal and credentials of bridges are never shown.
 Nothing is created, migrated or changed, so that it is safe beside a bot.
 """
 
@@ -36,7 +34,7 @@ _EXAMPLES = """\
 examples:
   trunkline inspect sqlite:///bot.db
   trunkline inspect valkey://localhost:6379/0
-  trunkline inspect --json sqlite:///bot.db | jq .persistence.counts
+  trunkline inspect --json sqlite:///bot.db | jq .namespaces.default.counts
 
 exit status:
   0 shown; 1 it holds nothing of trunkline's; 2 it does not exist or cannot be
@@ -63,8 +61,9 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="N",
         type=_count,
         default=5,
-        help="how many of the newest messages to show (default: %(default)s)",
+        help="how many of the newest messages of each namespace to show (default: %(default)s)",
     )
+    add_namespace(parser, "look into this one (default: into all)")
     parser.add_argument(
         "--json", action="store_true", help="print it as one line of JSON, and only that"
     )
@@ -78,11 +77,13 @@ def _count(text: str) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    inspection = inspect_database(arguments.url, newest=arguments.newest)
+    inspection = inspect_database(
+        arguments.url, newest=arguments.newest, namespace=arguments.namespace
+    )
     if arguments.json:
         print(json_line(inspection))
     else:
-        StandardOutput().print(_report(inspection))
+        StandardOutput().print(sections(*_report(inspection)))
     return OK
 
 
@@ -91,23 +92,29 @@ def _inspect(arguments: argparse.Namespace) -> int:
 _Sections: TypeAlias = Iterator[tuple[str, RenderableType]]
 
 
-def _report(inspection: Inspection) -> RenderableType:
-    return sections(
-        *_persistence(inspection.persistence),
-        *_fsm(inspection.fsm),
-        *_signal(inspection.signal),
-    )
+def _report(inspection: Inspection) -> _Sections:
+    shown = {"persistence": _persistence, "fsm": _fsm, "signal": _signal}
+    several = [*inspection.namespaces] != [DEFAULT_NAMESPACE]
+    for store, schema in inspection.stores.items():
+        version = "" if schema.version is None else f", schema version {schema.version}"
+        title = f"{store.capitalize()}{version}"
+        if not schema.is_known:
+            yield (
+                title,
+                Text(
+                    f"This trunkline works with schema version {schema.known_version} and did not"
+                    " look inside."
+                ),
+            )
+        elif store in shown:
+            for namespace, contents in inspection.namespaces.items():
+                name = f", namespace {printable(namespace)}" if several else ""
+                yield from shown[store](f"{title}{name}", contents)
 
 
-def _persistence(contents: PersistenceContents | None) -> _Sections:
-    if contents is None:
-        return
-    title = _title("Persistence", contents)
-    if contents.counts is None:
-        yield title, _unknown(contents)
-        return
+def _persistence(title: str, contents: Contents) -> _Sections:
     table = facts(count=True)
-    for kind, count in contents.counts.items():
+    for kind, count in (contents.counts or {}).items():
         table.add_row(kind.replace("_", " "), f"{count:,}")
     yield title, table
     if contents.newest_messages:
@@ -133,14 +140,8 @@ def _messages(messages: Iterable[NewestMessage]) -> RenderableType:
     return table
 
 
-def _fsm(contents: FSMContents | None) -> _Sections:
-    if contents is None:
-        return
-    title = _title("Fsm", contents)
-    if contents.conversations is None:
-        yield title, _unknown(contents)
-        return
-    found = contents.conversations
+def _fsm(title: str, contents: Contents) -> _Sections:
+    found = contents.conversations or ()
     bots = len({one.bot_name for one in found})
     total = sum(one.count for one in found)
     summary = Text(f"{counted(total, 'conversation')} of {counted(bots, 'bot')}")
@@ -164,25 +165,8 @@ def _fsm(contents: FSMContents | None) -> _Sections:
     )
 
 
-def _signal(contents: SignalContents | None) -> _Sections:
-    if contents is None:
-        return
-    title = _title("Signal", contents)
-    if contents.families is None:
-        yield title, _unknown(contents)
-        return
+def _signal(title: str, contents: Contents) -> _Sections:
     table = facts(count=True)
-    for family, count in contents.families.items():
+    for family, count in (contents.families or {}).items():
         table.add_row(Text(printable(family)), f"{count:,}", "entry" if count == 1 else "entries")
     yield title, table if contents.families else Text("no entries")
-
-
-def _title(name: str, contents: Contents) -> str:
-    return name if contents.version is None else f"{name}, schema version {contents.version}"
-
-
-def _unknown(contents: Contents) -> RenderableType:
-    return Text(
-        f"This trunkline works with schema version {contents.known_version} and did not look"
-        " inside."
-    )

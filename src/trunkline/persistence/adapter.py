@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from heapq import nlargest
 from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -385,6 +386,16 @@ class PersistenceAdapter(Adapter, ABC):
                 room's; of a subscription, `bridge_id` and `subscription_id` with a NUL between.
             newest_first: backwards.
         """
+
+    def newest_messages(self, limit: int) -> list[Message]:
+        """The messages of all rooms with the latest `inserted_at`, newest first, then by id."""
+        newest: list[Message] = []
+        after = None
+        while page := self.scan("messages", 1_000, after, newest_first=False):
+            newest += [one for _, one in page if isinstance(one, Message)]
+            newest = nlargest(limit, newest, key=lambda one: (one.inserted_at, one.id))
+            after = page[-1][0]
+        return newest
 
     bulk: ClassVar = {save_message: save_messages, save_inbound: save_inbounds}
 

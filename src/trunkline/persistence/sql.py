@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -48,6 +48,7 @@ from trunkline.persistence.schema import (
     room_bindings,
     rooms,
     routing_policies,
+    tables,
     threads,
 )
 
@@ -66,6 +67,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
         timeout_ms: how long one statement, or waiting for a lock, may take.
     """
+
+    sql_tables: ClassVar = tables
+    migrations: ClassVar = MIGRATIONS
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(
@@ -489,6 +493,13 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return [
             ("\0".join(row[:-1]), msgspec.json.decode(row[-1], type=KINDS[kind])) for row in rows
         ]
+
+    def newest_messages(self, limit: int) -> list[Message]:
+        order = (messages.c.inserted_at_us.desc(), messages.c.id.desc())
+        # The ids come from an index, so that only few documents are read.
+        newest = sa.select(messages.c.id).order_by(*order).limit(limit)
+        statement = sa.select(messages.c.document).where(messages.c.id.in_(newest))
+        return self._all_of_new(Message, statement.order_by(*order))
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from trunkline.actors import Call
+from trunkline.backends.dump import Key, Row, Table
 from trunkline.backends.redis import RedisAdapter, ScriptCall
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
 
@@ -143,25 +144,12 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
         counts = zip(raw[::2], raw[1::2], strict=True)
         return {family.decode(): count for family, count in sorted(counts) if count}
 
-    def scan(self) -> Iterator[list[tuple[KeyName, Versioned]]]:
-        """Every entry, a page at a time; one that changes meanwhile, maybe twice."""
-        for family in self.summary():
-            cursor = b"0"
-            while True:
-                call = ScriptCall(_SCAN, [f"{_PREFIX}:{family}"], [cursor])
-                cursor, raw = self.server.call(call)
-                names = [KeyName(family, entry_id.decode()) for entry_id in raw[::2]]
-                if names:
-                    yield list(_found(names, raw[1::2]).items())
-                if cursor == b"0":
-                    break
+    @property
+    def tables(self) -> Sequence[Table]:
+        return [_EntryTable(self)]
 
-    def restore(self, page: Sequence[tuple[KeyName, Versioned]]) -> None:
-        """Put what `scan` gave, with its versions as they were."""
-        arguments: list[Any] = [_PREFIX]
-        for (family, entry_id), (version, value) in page:
-            arguments += [family, entry_id, b"%d:%b" % (version, value)]
-        self.server.call(ScriptCall(_RESTORE, [_FAMILIES], arguments))
+    def namespaces(self) -> list[str]:
+        return [self.namespace] if self.summary() else []
 
     def _commit(self, commit: Commit) -> ScriptCall:
         lock, token = commit.lease or ("", "")
@@ -173,6 +161,45 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
         for (family, entry_id), value in commit.changes.items():
             arguments += [family, entry_id, int(value is not None), value or b""]
         return ScriptCall(_COMMIT, [_FAMILIES, f"{self.lock_prefix}:{lock}"], arguments)
+
+
+class _EntryTable(Table):
+    """Entries as rows of family, id, version, value."""
+
+    name = "signal"
+    key_width = 2
+
+    def __init__(self, adapter: RedisSignalAdapter) -> None:
+        self._adapter = adapter
+
+    def count(self, at_ms: int = 0) -> int:
+        return sum(self._adapter.summary().values())
+
+    def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
+        """An entry that changes meanwhile is dumped maybe twice."""
+        for family in self._adapter.summary():
+            cursor = b"0"
+            while True:
+                call = ScriptCall(_SCAN, [f"{_PREFIX}:{family}"], [cursor])
+                cursor, raw = self._adapter.server.call(call)
+                names = [KeyName(family, entry_id.decode()) for entry_id in raw[::2]]
+                if names:
+                    found = _found(names, raw[1::2])
+                    yield [name if keys_only else (*name, *entry) for name, entry in found.items()]
+                if cursor == b"0":
+                    break
+
+    def present(self, keys: Collection[Key]) -> set[Key]:
+        return set(self._adapter.get([KeyName(*key) for key in keys]))
+
+    def load(self, rows: Sequence[Row]) -> None:
+        arguments: list[Any] = [_PREFIX]
+        for family, entry_id, version, value in rows:
+            arguments += [family, entry_id, b"%d:%b" % (version, value)]
+        self._adapter.server.call(ScriptCall(_RESTORE, [_FAMILIES], arguments))
+
+    def erase(self) -> None:
+        self._adapter.commit(Commit({}, 1, clear=True))
 
 
 def _get(names: Collection[KeyName]) -> ScriptCall:

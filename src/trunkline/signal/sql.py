@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import sqlalchemy as sa
 
@@ -48,6 +48,9 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
         timeout_ms: how long one statement, or waiting for a lock, may take.
     """
+
+    sql_tables: ClassVar = (entries,)
+    migrations: ClassVar = MIGRATIONS
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(

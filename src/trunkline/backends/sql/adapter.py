@@ -11,11 +11,12 @@ from xxhash import xxh3_64_intdigest
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.sql.database import Database
+from trunkline.backends.sql.dump import SQLDump
 
 __all__ = ("AdvisoryLocks", "SQLAdapter")
 
 
-class SQLAdapter(Adapter):
+class SQLAdapter(SQLDump, Adapter):
     """Base of the adapters of a `Database`. A domain adds its tables and methods."""
 
     def __init__(self, database: Database, namespace: str = "default") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,7 +21,7 @@ from trunkline.backends.sql import statements
 from trunkline.backends.sql.engine import check_sqlite_path, create_engine, sqlite_path
 from trunkline.backends.sql.errors import first_line, is_broken, translate
 from trunkline.backends.url import hide_password
-from trunkline.errors import ConfigurationError
+from trunkline.errors import ConfigurationError, StoreError
 
 __all__ = ("Database", "Migration", "Result")
 
@@ -176,6 +177,16 @@ class Database:
             self.url, component=self.component, migrations=None, timeout_ms=self._timeout_ms
         )
 
+    def read_only(self) -> Database:
+        """A connection to what is there: nothing is created, migrated, or set up anew."""
+        return Database(
+            self.url,
+            component=self.component,
+            migrations=None,
+            timeout_ms=self._timeout_ms,
+            read_only=True,
+        )
+
     def open(self) -> None:
         """Connect, and bring the schema to the present version.
 
@@ -194,10 +205,45 @@ class Database:
         self._drop_connection()
         self._engine.dispose()
 
-    def schema_version(self) -> int:
-        """The version of the component's schema; 0 if there is none. Inside a transaction."""
-        statement = sa.select(_VERSIONS.c.version).where(_VERSIONS.c.component == self.component)
-        return self.connection.execute(statement).scalar() or 0
+    def schema_version(self, component: str | None = None) -> int:
+        """The version of a component's schema, by default its own; 0 if there is none.
+
+        Inside a transaction.
+        """
+        if not sa.inspect(self.connection).has_table(_VERSIONS.name):
+            return 0
+        wanted = _VERSIONS.c.component == (component or self.component)
+        return self.connection.execute(sa.select(_VERSIONS.c.version).where(wanted)).scalar() or 0
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a SQLite database; `None` for one in memory and for a server."""
+        if self.is_memory or not self.is_sqlite:
+            return None
+        return Path(str(self._engine.url.database).removeprefix("file:"))
+
+    def identity(self) -> str:
+        """The same for two URLs that lead to one database. Inside a transaction."""
+        if self.file is not None:
+            status = self.file.stat()
+            return f"{status.st_dev}:{status.st_ino}"
+        row = self.connection.exec_driver_sql(
+            "SELECT pg_postmaster_start_time(), current_database(), current_schema()"
+        ).one()
+        return ":".join(map(str, row))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that reads one instant, for as long as it takes."""
+        try:
+            with self.transaction(read_only=True):
+                if not self.is_sqlite:
+                    setting = "TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+                    self.connection.exec_driver_sql(f"SET {setting}")
+                with self.unhurried():
+                    yield
+        except DBAPIError as error:  # tables that others have changed or deleted
+            raise StoreError(f"{self.shown_url}: {first_line(error.orig)}") from None
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[None]:

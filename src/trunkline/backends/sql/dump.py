@@ -1,0 +1,135 @@
+"""The rows of SQL tables, for `trunkline inspect` and `trunkline copy`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+import sqlalchemy as sa
+
+from trunkline.backends.dump import Dumpable, Key, Row, Schema, Table
+from trunkline.backends.sql.database import Database, Migration
+from trunkline.errors import ConfigurationError
+
+__all__ = ("SQLDump",)
+
+_PREFIX = "trunkline_"
+
+#: How many rows a page has at most, and how many characters about.
+_PAGE_ROWS, _PAGE_BYTES = 2_000, 1 << 20
+
+_STREAMED = {"stream_results": True, "yield_per": 50}
+
+
+class SQLDump(Dumpable):
+    """A store in SQL tables: one implementation for all stores."""
+
+    store: ClassVar[str]
+    database: Database
+
+    #: The tables of the store, those that others refer to first, and the steps that make them.
+    sql_tables: ClassVar[Sequence[sa.Table]]
+    migrations: ClassVar[Sequence[Migration]]
+
+    def _adopt(self, database: Database) -> None:
+        self.database = database
+
+    @property
+    def tables(self) -> Sequence[SQLTable]:
+        return [SQLTable(self.database, table, self.namespace) for table in self.sql_tables]
+
+    def exists(self) -> bool:
+        file = self.database.file
+        return file is None or file.exists()
+
+    def attach(self) -> None:
+        if self.database.is_memory:
+            raise ConfigurationError("what is kept in memory ends with its process")
+        if not self.exists():
+            raise ConfigurationError(f"{self.database.file} does not exist")
+        self._adopt(self.database.read_only())
+        self.open()
+
+    def share(self, other: Dumpable) -> bool:
+        if isinstance(other, SQLDump):
+            self._adopt(other.database)
+        return isinstance(other, SQLDump)
+
+    def identity(self) -> str:
+        return self.database.identity()
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return self.database.snapshot()
+
+    def schema(self) -> Schema | None:
+        version = self.database.schema_version(self.store)
+        return Schema(version, len(self.migrations)) if version else None
+
+    def namespaces(self) -> list[str]:
+        """Each is found by one look into the index of a table."""
+        found: set[str] = set()
+        for table in self.sql_tables:
+            if "namespace" not in table.c:
+                return [self.namespace]
+            column = table.c.namespace
+            name: str | None = ""
+            while name is not None:
+                found.add(name)
+                statement = sa.select(sa.func.min(column)).where(column > name)
+                name = self.database.connection.execute(statement).scalar()
+        return sorted(found - {""})
+
+
+class SQLTable(Table):
+    """The rows of a SQL table in one namespace."""
+
+    def __init__(self, database: Database, table: sa.Table, namespace: str) -> None:
+        self.name = table.name.removeprefix(_PREFIX)
+        self._database = database
+        self._table = table
+        self._namespace = {"namespace": namespace} if "namespace" in table.c else {}
+        self._key = [one for one in table.primary_key if one.name != "namespace"]
+        self._columns = [*self._key, *(one for one in table.columns if not one.primary_key)]
+        self.key_width = len(self._key)
+
+    def count(self, at_ms: int = 0) -> int:
+        statement = sa.select(sa.func.count()).select_from(self._table).where(*self._where(at_ms))
+        return self._database.connection.execute(statement).scalar_one()
+
+    def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
+        columns = self._key if keys_only else self._columns
+        statement = sa.select(*columns).where(*self._where(at_ms)).order_by(*self._key)
+        page: list[Row] = []
+        size = 0
+        # A few at a time, since a single row may be large.
+        for row in self._database.connection.execute(statement, execution_options=_STREAMED):
+            page.append(tuple(row))
+            size += sum(len(one) for one in row if isinstance(one, str | bytes))
+            if len(page) == _PAGE_ROWS or size >= _PAGE_BYTES:
+                yield page
+                page, size = [], 0
+        if page:
+            yield page
+
+    def present(self, keys: Collection[Key]) -> set[Key]:
+        wanted = [(*self._namespace.values(), *key) for key in keys]
+        return {tuple(row) for row in self._database.find(self._table, wanted, self._key)}
+
+    def load(self, rows: Sequence[Row]) -> None:
+        names = [column.name for column in self._columns]
+        self._database.upsert(
+            self._table,
+            [self._namespace | dict(zip(names, row, strict=True)) for row in rows],
+        )
+
+    def erase(self) -> None:
+        with self._database.unhurried():
+            self._database.connection.execute(sa.delete(self._table).where(*self._where(0)))
+
+    def _where(self, at_ms: int) -> Iterator[sa.ColumnElement[bool]]:
+        for name, value in self._namespace.items():
+            yield self._table.c[name] == value
+        if "expires_at_ms" in self._table.c and at_ms:
+            ends = self._table.c.expires_at_ms
+            yield ends.is_(None) | (ends > at_ms)
