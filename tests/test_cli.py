@@ -417,6 +417,7 @@ def test_messages_that_no_database_can_hold_are_told_and_counted(capsys, chat):
     assert re.search(r"^  messages +5 ", captured.out.partition("What was saved")[2], re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_replay_that_saves():
     with start("replay", "--store", "sqlite:///bot.db", "-") as process:
         process.stdin.write(b"broken\n")

@@ -386,6 +386,7 @@ def start(*arguments):
     return subprocess.Popen([sys.executable, "-m", "trunkline", "copy", *arguments], **pipes)
 
 
+@pytest.mark.slow
 def test_a_copy_into_sqlite_that_was_killed_is_resumed(capsys):
     many_messages("sqlite:///bot.db", 30_000)
     with start("sqlite:///bot.db", "sqlite:///copy.db") as process:
@@ -423,6 +424,7 @@ def hold_in_the_middle(path):
     return None
 
 
+@pytest.mark.slow
 def test_a_copy_into_postgresql_that_was_killed_is_resumed(postgres_url):
     many_messages("sqlite:///bot.db", 20_000)
     # The target's tables, without rows.
@@ -462,6 +464,7 @@ def waiting_for_a_lock(watcher):
     return found > 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_copy_in_one_line(bot_db, postgres_url):
     copy_database(bot_db, postgres_url)
     with psycopg.connect(postgres_url) as blocker, psycopg.connect(postgres_url) as watcher:

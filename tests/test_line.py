@@ -280,6 +280,7 @@ async def test_a_line_without_persistence_routes_all_the_same():
         assert arrival.session_key == ("telegram", "bot", "42", None)
 
 
+@pytest.mark.slow
 async def test_the_same_message_in_two_processes_is_stored_once(tmp_path):
     program = """
 import anyio, sys

@@ -174,6 +174,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", ADAPTERS)
 def test_a_contract_suite_runs_without_hypothesis_and_reports_what_it_skipped(tmp_path, contract):
     module, _, adapter = ADAPTERS[contract].rpartition(".")

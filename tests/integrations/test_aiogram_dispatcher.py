@@ -165,6 +165,7 @@ async def test_a_form_goes_on_after_a_restart(sqlite_url, telegram, bot):
     assert telegram.said[7][-1] == "Ada is 36"
 
 
+@pytest.mark.slow
 async def test_hundreds_of_users_fill_in_forms_at_once(url, telegram, bot):
     dispatcher = form_dispatcher(url)
 

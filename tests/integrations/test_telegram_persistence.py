@@ -469,6 +469,7 @@ def run_and_kill(url: str, lines: int) -> list[tuple[int, int]]:
     return [(int(user_id), int(number)) for user_id, number in pairs]
 
 
+@pytest.mark.slow
 async def test_a_killed_bot_has_lost_nothing_of_the_updates_that_it_had_processed(
     sqlite_url, reopened
 ):

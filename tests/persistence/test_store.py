@@ -586,6 +586,7 @@ def run_somebodys_tests(folder, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_anybody_can_run_the_contract_with_one_fixture(tmp_path):
     output = run_somebodys_tests(tmp_path, "-k", "TestGood", "-W", "error")
     assert " passed, " in output, output

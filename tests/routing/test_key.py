@@ -76,7 +76,7 @@ def test_a_key_of_enum_members_has_the_text_of_their_values():
         ("a:b:100%", "no escape"),
         ("a:b:%3a", "no escape"),
         ("a:%2525%:c", "no escape"),
-        ("a:b:c\udc80", "no valid Unicode"),
+        ("a:b:c\udc80", "not valid Unicode"),
     ],
 )
 def test_text_that_no_key_has_is_refused_with_the_reason(text, why):

@@ -21,7 +21,11 @@ def constructors() -> None:
     PersistenceStore("memory://", namespace="shop", restart_policy=RestartPolicy())
     SignalStore("memory://", families=["notes"], encryption_key=["new", "old"], mailbox_size=16)
     SignalStore(adapter=MemorySignalAdapter())
+    FSMStore("redis://localhost", namespace="shop", sweep_interval_ms=1_000)
     FSMStore(7)  # error: arg-type
+    FSMStore(call_timeout=1)  # error: call-arg
+    FSMStore(call_timeout_ms="1")  # error: arg-type
+    FSMStore(namespace=7)  # error: arg-type
     FSMStore(adapter=MemorySignalAdapter())  # error: arg-type
     PersistenceStore(adapter="memory://")  # error: arg-type
     PersistenceStore(encryption_key=7)  # error: arg-type
