@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.actors import RestartPolicy
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.errors import NoRoute, PartitionUnavailable
 from trunkline.observe import Event
 from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter

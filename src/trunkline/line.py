@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from trunkline.actors import Service
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.backends import Adapter, Store, StoreStats
 from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable

@@ -13,10 +13,11 @@ from anyio.abc import TaskGroup, TaskStatus
 from trunkline.actors.actor import Actor
 from trunkline.actors.cell import Cell, LocalTurns, shown
 from trunkline.actors.clock import monotonic_ms
-from trunkline.actors.lifetime import Service, open_task_group
+from trunkline.actors.lifetime import Service
 from trunkline.actors.log import Log
 from trunkline.actors.policy import CrashHistory, RestartPolicy
 from trunkline.actors.ref import ActorRef
+from trunkline.actors.task_group import open_task_group
 from trunkline.errors import RestartIntensityExceeded
 from trunkline.validation import require_positive
 

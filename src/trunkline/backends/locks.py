@@ -18,8 +18,8 @@ import anyio
 from anyio.abc import TaskGroup
 from uuid_utils import uuid7
 
-from trunkline.actors.lifetime import open_task_group
 from trunkline.actors.log import Log
+from trunkline.actors.task_group import open_task_group
 from trunkline.errors import LockLost, StoreUnavailable, TrunklineError
 
 __all__ = ("KeyLocks", "Leases", "Lock")

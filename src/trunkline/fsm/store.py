@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from trunkline.actors import sleep_ms
 from trunkline.actors.clock import wall_clock_ms
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.backends import AdapterOptions, Store, choose_adapter
 from trunkline.backends.codec import Key, decode, decode_key, encode_key
 from trunkline.backends.locks import Lock

@@ -23,7 +23,7 @@ import msgspec
 from anyio import AsyncContextManagerMixin
 from xxhash import xxh3_128_intdigest
 
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.errors import InvalidModel, NotFound, TrunklineError
 from trunkline.persistence import Message, PersistenceStore, Thread
 from trunkline.replay.log import ChatMessage

@@ -21,7 +21,7 @@ from trunkline.actors import (
     monotonic_ms,
     sleep_ms,
 )
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.errors import (
     ActorCrashed,
     ActorStopped,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from trunkline.actors.lifetime import open_task_group
+from trunkline.actors.task_group import open_task_group
 from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
