@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Before a test imports a part of a suite on its own.
+pytest.register_assert_rewrite("trunkline.contracts")
+
 pytest_plugins = ("tests.fixtures_servers", "tests.fixtures_valkey")
 
 BACKENDS = [
