@@ -12,6 +12,7 @@ import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
+from typing import ClassVar
 
 import anyio
 import psycopg
@@ -19,11 +20,14 @@ import pytest
 
 from tests.stock import CAFE, KEY, MESSAGES, SECRETS, SHOP, end_conversations, fill, rows
 from trunkline.admin import TargetNotEmpty, copy_database
+from trunkline.backends import Table, register_adapter, registry
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError, NotFound
 from trunkline.fsm import FSMStore
 from trunkline.persistence import Message, PersistenceStore
 from trunkline.signal import SignalStore
+from trunkline.signal.adapter import KeyName, Versioned
+from trunkline.signal.memory import MemorySignalAdapter
 
 #: For a process that may hang instead.
 PATIENCE = 60
@@ -648,3 +652,112 @@ def test_progress_is_shown_on_a_terminal_and_cleared(bot_db):
         os.close(terminal)
     assert b"copying " in shown
     assert shown.endswith(b"\x1b[2K")
+
+
+# -- adapters of other people --------------------------------------------------------------------
+
+
+class EntryTable(Table):
+    """Entries of a dictionary as rows of family, id, version, value."""
+
+    name = "signal"
+    key_width = 2
+
+    def __init__(self, entries):
+        self.entries = entries
+
+    def dump(self, at_ms=0, *, keys_only=False):
+        for name, entry in sorted(self.entries.items()):
+            yield [tuple(name) if keys_only else (*name, *entry)]
+
+    def present(self, keys):
+        return set(keys) & set(self.entries)
+
+    def load(self, rows):
+        for family, id_, version, value in rows:
+            self.entries[KeyName(family, id_)] = Versioned(version, value)
+
+    def erase(self):
+        self.entries.clear()
+
+
+class ElsewhereAdapter(MemorySignalAdapter):
+    """Stands for a database that trunkline does not know."""
+
+    blocking = True
+    databases: ClassVar = {}
+
+    def __init__(self, url, namespace):
+        super().__init__()
+        self.url, self.namespace = url, namespace
+        self._entries = self.databases.setdefault(url, {}).setdefault(namespace, {})
+
+    @classmethod
+    def from_url(cls, url, options):
+        return cls(url, options.namespace)
+
+    @property
+    def tables(self):
+        return [EntryTable(self._entries)]
+
+    def namespaces(self):
+        return [name for name, entries in self.databases[self.url].items() if entries]
+
+    def identity(self):
+        return self.url.lower()
+
+
+class OpaqueAdapter(MemorySignalAdapter):
+    """Has what a store needs, and nothing for `copy`."""
+
+    blocking = True
+
+    @classmethod
+    def from_url(cls, url, options):
+        return cls()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The URL of an empty database of a scheme that the test has registered."""
+    monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
+    monkeypatch.setattr(ElsewhereAdapter, "databases", {})
+    register_adapter("elsewhere", ElsewhereAdapter)
+    register_adapter("opaque", OpaqueAdapter)
+    return "elsewhere://a"
+
+
+def test_a_copy_goes_through_anybodys_adapter_and_back(capsys, bot_db, elsewhere):
+    assert main(["copy", "--only", "signal", bot_db, elsewhere]) == 0
+    assert rows(elsewhere) == rows(bot_db, ["signal"])
+    assert main(["copy", elsewhere, "elsewhere://b"]) == 0
+    assert main(["copy", "elsewhere://b", "sqlite:///back.db"]) == 0
+    assert rows("sqlite:///back.db") == rows(bot_db, ["signal"])
+    capsys.readouterr()
+    assert main(["inspect", "--json", elsewhere]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["namespaces"]["default"]["families"] == {"pre-key": 20, "session": 2}
+
+
+def test_anybodys_adapter_gets_the_same_checks(capsys, bot_db, elsewhere):
+    copy_database(bot_db, elsewhere, only=["signal"])
+    before = rows(elsewhere)
+    for arguments, reason in (
+        (["--only", "signal", bot_db, elsewhere], "is not empty"),
+        (["--force", elsewhere, "elsewhere://A"], "are the same database"),
+        ([bot_db, elsewhere], "cannot hold the persistence store"),
+    ):
+        assert main(["copy", *arguments]) == 2
+        assert reason in capsys.readouterr().err
+    del ElsewhereAdapter.databases[elsewhere]["default"][KeyName("pre-key", "7")]
+    report = copy_database(bot_db, elsewhere, only=["signal"], resume=True)
+    assert (report.copied, report.tables[0].kept) == (1, 21)
+    assert rows(elsewhere) == before
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_an_adapter_without_tables_is_refused(capsys, elsewhere, direction):
+    fill("sqlite:///keys.db", ["signal"])
+    ends = ["sqlite:///keys.db", "opaque://x"][::direction]
+    assert main(["copy", *ends]) == 2
+    assert "OpaqueAdapter does not support copying" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,7 @@ from tests.stock import (
     CONVERSATIONS,
     MESSAGES,
     SECRETS,
+    SENT_AT,
     end_conversations,
     fill,
 )
@@ -27,6 +29,7 @@ from trunkline.fsm import FSMAdapter, FSMStore
 from trunkline.fsm.adapter import Step
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence import Message, PersistenceStore, Room
+from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.signal.adapter import Commit, KeyName
 from trunkline.signal.memory import MemorySignalAdapter
 
@@ -124,6 +127,42 @@ def test_the_newest_messages_come_first_with_the_names_of_room_and_sender(capsys
     assert len(ids) == 3
     assert ids == sorted(ids, reverse=True)
     assert {(one["room_name"], one["sender_name"]) for one in newest} == {("Lobby", "Ada z")}
+
+
+@pytest.mark.parametrize("url", ["sqlite:///bot.db", "postgres"])
+def test_the_newest_messages_are_the_latest_whatever_their_ids(request, capsys, url):
+    url = request.getfixturevalue("postgres_url") if url == "postgres" else url
+    times = {"a": 3, "z": 1, "m": 3, "b": 2}
+
+    async def fill_with_them():
+        async with PersistenceStore(url) as store:
+            for id_, minute in times.items():
+                room = await store.save_room(Room.new(name=f"room of {id_}"))
+                sent_at = SENT_AT + timedelta(minutes=minute)
+                await store.save_message(
+                    Message.new(id=id_, room_id=room.id, content=id_, inserted_at=sent_at)
+                )
+
+    anyio.run(fill_with_them)
+    newest = default_namespace(capsys, "--newest", "3", url)["newest_messages"]
+    assert [one["message"]["id"] for one in newest] == ["m", "a", "b"]
+
+
+def test_any_adapter_can_find_the_newest_messages():
+    adapter = MemoryPersistenceAdapter()
+    room = adapter.save_room(Room.new(name="Lobby"))
+    for number in range(1_500):
+        adapter.save_message(
+            Message.new(
+                id=f"{-number % 1_000:04}-{number}",
+                room_id=room.id,
+                inserted_at=SENT_AT + timedelta(seconds=number),
+            )
+        )
+    newest = adapter.newest_messages(3)
+    assert [one.inserted_at for one in newest] == [
+        SENT_AT + timedelta(seconds=number) for number in (1_499, 1_498, 1_497)
+    ]
 
 
 def test_the_report_is_plain_fits_the_terminal_and_has_every_count(capsys, bot_db):

@@ -229,6 +229,8 @@ class _Copying:
 
     def erase(self, target: Endpoint) -> None:
         """Delete what the stores hold, of one namespace if one is copied."""
+        for part in self._parts:
+            part.at(target)  # raises before anything is deleted
         with target.snapshot():
             parts = _parts(target, self._stores, self._namespace)
         for part in reversed(parts):
