@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import registry
 
-from trunkline import PersistenceStore
+from trunkline import PersistenceStore, Trunkline
 from trunkline.persistence import Message, Room
 from trunkline.persistence.schema import messages as message_table
 
@@ -95,6 +95,24 @@ async def our_store(url: str) -> AsyncGenerator[Save, None]:
 
 def our_file(path: Path) -> AbstractAsyncContextManager[Save]:
     return our_store(f"sqlite:///{path}")
+
+
+@asynccontextmanager
+async def our_line(url: str) -> AsyncGenerator[Save, None]:
+    """Takes in messages of as many rooms and senders as `make_messages` has senders."""
+    async with Trunkline(url, fsm=None, signal=None, namespace="default") as line:
+
+        async def ingest(message: Message) -> None:
+            await line.ingest(
+                channel="telegram",
+                bridge_id="support_bot",
+                external_room_id=message.sender_id,
+                external_user_id=message.sender_id,
+                external_message_id=message.external_id,
+                content=message.content,
+            )
+
+        yield ingest
 
 
 @asynccontextmanager

@@ -153,6 +153,44 @@ def test_save_message_on_postgres(race, portal, scale, postgres, crowd):
     add_rows(race, "messages, PostgreSQL", crowds, best, budgets={})
 
 
+#: How much longer an `ingest` may take than a `save_message`, which is one of its statements.
+INGEST_BUDGETS = {"sqlite": 14 / 9, "postgresql": 2.0}
+
+
+@pytest.mark.parametrize("server", INGEST_BUDGETS)
+def test_ingest(race, portal, scale, new_file, server, request):
+    if server == "sqlite":
+        url = f"sqlite:///{new_file('line')}"
+    else:
+        url = request.getfixturevalue("postgres")
+        portal.call(peers.make_database, url)
+    before = portal.call(peers.count_messages, url)
+    with (
+        portal.wrap_async_context_manager(peers.our_line(url)) as ingest,
+        portal.wrap_async_context_manager(peers.our_store(url)) as save,
+    ):
+        contenders = {
+            name: Contender(Crowd(call, BATCH), peers.make_messages(), scale.batched_operations)
+            for name, call in {"ours": ingest, "save_message": save}.items()
+        }
+        best = race.run(portal, rounds=scale.store_rounds, **contenders)
+    stored = portal.call(peers.count_messages, url) - before
+    assert stored == 2 * (scale.store_rounds + 1) * scale.batched_operations
+    race.add(
+        Row(
+            section=f"messages, {'SQLite' if server == 'sqlite' else 'PostgreSQL'}",
+            work=f"line.ingest, {by(BATCH)}",
+            figure=best["ours"],
+            unit="ns",
+            per_second=True,
+            against="save_message",
+            peer=best["save_message"],
+            budget=INGEST_BUDGETS[server],
+            x=BATCH,
+        )
+    )
+
+
 def test_get_messages(race, portal, scale, new_file):
     path = new_file("room")
     messages = peers.make_messages()

@@ -8,7 +8,7 @@ every field; a store checks again what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -98,10 +98,8 @@ class Participant(Model, frozen=True, kw_only=True):
     capabilities: list[Any] = field(default_factory=list)
     metadata: JsonMap = field(default_factory=dict)
 
-    def looked_up(self) -> Iterator[tuple[str, object]]:
-        yield from super().looked_up()
-        for pair in self.external_ids.items():
-            yield from (("external_ids", one) for one in pair)
+    def nested_ids(self) -> Iterable[tuple[str, str | int]]:
+        return [("external_ids", one) for pair in self.external_ids.items() for one in pair]
 
 
 class Thread(Model, frozen=True, kw_only=True):
@@ -153,12 +151,9 @@ class Message(Model, frozen=True, kw_only=True):
             return channel, bridge_id
         return None
 
-    def looked_up(self) -> Iterator[tuple[str, object]]:
-        yield from super().looked_up()
-        for name in ("channel", "bridge_id"):
-            value = self.metadata.get(name)
-            if isinstance(value, str):
-                yield "metadata", value
+    def nested_ids(self) -> Iterable[tuple[str, str | int]]:
+        scope = (self.metadata.get(name) for name in ("channel", "bridge_id"))
+        return [("metadata", value) for value in scope if isinstance(value, str)]
 
 
 class RoomBinding(Model, frozen=True, kw_only=True):

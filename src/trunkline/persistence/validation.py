@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -56,7 +56,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             InvalidModel: a wrong type or value, a missing or an unknown field; the message names
                 the model, the field and the value.
         """
-        unknown = fields.keys() - set(cls.__struct_fields__)
+        unknown = fields.keys() - _field_names(cls)
         if unknown:
             name = min(unknown)
             # What was meant for a secret field, misspelt, is as secret.
@@ -71,11 +71,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise InvalidModel(f"{cls.__name__}: {error}") from None
         return checked(model)
 
-    def looked_up(self) -> Iterator[tuple[str, object]]:
-        """What a database finds this model by, each with the name of the field that has it."""
-        for name in _scalar_fields(kind_of(self)):
-            if name in ("id", "channel") or name.endswith("_id"):
-                yield name, getattr(self, name)
+    def nested_ids(self) -> Iterable[tuple[str, str | int]]:
+        """Ids inside of maps by which a database finds it, each with the name of its field."""
+        return ()
 
 
 def checked(model: M) -> M:
@@ -132,6 +130,8 @@ def id_problem(value: str | int) -> str | None:
     """Why `value` cannot be stored as an id; `None` if it can."""
     if isinstance(value, int):
         is_long = not -_HUGE < value < _HUGE
+    elif value.isascii() and len(value) <= _LONGEST_ID and "\0" not in value:
+        return None
     else:
         problem = text_problem(value)
         if problem is not None:
@@ -247,10 +247,24 @@ def _check_depth(model: Model) -> None:
 
 
 def _check_ids(model: Model) -> None:
-    for name, value in model.looked_up():
-        problem = id_problem(value) if isinstance(value, str | int) else None
+    ids = [(name, getattr(model, name)) for name in _id_fields(kind_of(model))]
+    for name, value in (*ids, *model.nested_ids()):
+        problem = None if value is None else id_problem(value)
         if problem is not None:
             raise _invalid(model, name, f"an id that {problem} cannot be stored")
+
+
+@cache
+def _field_names(kind: type[Model]) -> frozenset[str]:
+    return frozenset(kind.__struct_fields__)
+
+
+@cache
+def _id_fields(kind: type[Model]) -> tuple[str, ...]:
+    """The fields by whose value a database finds a model."""
+    return tuple(
+        name for name in _scalar_fields(kind) if name in ("id", "channel") or name.endswith("_id")
+    )
 
 
 @cache
