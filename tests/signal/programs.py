@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from tests.servers.writer import Journal
@@ -126,3 +127,19 @@ def _store(url: str, lease_ms: int) -> SignalStore:
     adapter = RedisSignalAdapter(url)
     adapter.lease_ms = lease_ms
     return SignalStore(adapter=adapter)
+
+
+def take_locks(url: str, pipe: Any, backend: str) -> None:
+    """Take the key that comes through the pipe, reply whether it was free soon, and release it."""
+
+    async def main() -> None:
+        async with SignalStore(url) as store:
+            while (key := await to_thread.run_sync(pipe.recv)) is not None:
+                # Less than a lease lasts.
+                with anyio.move_on_after(5) as scope:
+                    async with store.transaction(key):
+                        pipe.send(True)
+                        await to_thread.run_sync(pipe.recv)
+                pipe.send(not scope.cancelled_caught)
+
+    anyio.run(main, backend=backend)
