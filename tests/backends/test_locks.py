@@ -12,8 +12,8 @@ from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trunkline.backends.locks import KeyLocks
-from trunkline.errors import StoreUnavailable
+from trunkline.backends.locks import KeyLocks, Leases, Lock
+from trunkline.errors import CallTimeout, ConfigurationError, LockLost, StoreUnavailable
 from trunkline.fsm import FSMStore
 
 KEY = "key"
@@ -422,6 +422,162 @@ async def test_a_thousand_locks_at_once_are_asked_for_together(valkey_url, valke
             assert len(valkey_server.execute("KEYS", "*lock*")) == 1_000
             go.set()
     assert valkey_server.execute("KEYS", "*lock*") == []
+
+
+# -- a lock that is lost, and one that is not free in time -----------------------------------------
+
+
+@asynccontextmanager
+async def conversation(store, **options):
+    """The lock of a conversation, as users of the store take it."""
+    await store.init("bot")
+    async with store.lock("bot", KEY, **options) as lock:
+        yield lock
+
+
+async def test_whoever_leaves_a_lock_that_was_lost_hears_of_it(shared):
+    async with open_stores(shared.adapter(shared.url)) as (store,):
+        with pytest.raises(LockLost, match="ended before it was released"):
+            async with conversation(store) as lock:
+                assert not lock.lost
+                # It is not renewed for seconds, so that only giving it back finds out.
+                shared.end_leases()
+        assert lock.lost
+        async with conversation(store) as lock:
+            assert not lock.lost
+
+
+async def test_an_owner_can_wait_for_the_loss_of_its_lock(shared):
+    async with open_stores(shared.adapter(shared.url, lease_ms=600)) as (store,):
+        with pytest.raises(LockLost), anyio.fail_after(10):
+            async with conversation(store) as lock, anyio.create_task_group() as task_group:
+                for _ in range(2):
+                    task_group.start_soon(lock.wait_lost)
+                await anyio.wait_all_tasks_blocked()
+                shared.end_leases()
+        with anyio.fail_after(1):
+            await lock.wait_lost()
+
+
+async def test_what_is_raised_inside_a_lost_lock_comes_out_as_itself(shared):
+    async with open_stores(shared.adapter(shared.url)) as (store,):
+        with pytest.raises(ZeroDivisionError):
+            async with conversation(store):
+                shared.end_leases()
+                raise ZeroDivisionError
+
+
+async def test_a_lock_is_lost_once_its_server_was_away_for_as_long_as_a_lease(mortal):
+    adapter = mortal.adapter(mortal.url, lease_ms=600)
+    async with open_stores(adapter, call_timeout_ms=700) as (store,):
+        with pytest.raises(LockLost), anyio.fail_after(20):
+            async with conversation(store) as lock:
+                with mortal.server.frozen():
+                    await lock.wait_lost()
+
+
+async def test_a_lock_whose_store_stops_is_lost(shared):
+    async def own():
+        with pytest.raises(LockLost):
+            async with conversation(store):
+                held.set()
+                await stopped.wait()
+
+    held, stopped = anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as task_group:
+        async with open_stores(shared.adapter(shared.url)) as (store,):
+            task_group.start_soon(own)
+            await held.wait()
+        stopped.set()
+
+
+async def test_a_lock_of_a_store_that_has_stopped_is_refused(shared):
+    async with open_stores(shared.adapter(shared.url)) as (store,):
+        pass
+    with pytest.raises(StoreUnavailable):
+        async with store._hold(KEY):
+            pytest.fail("no server was asked")
+
+
+async def test_a_lock_that_is_not_free_in_time_raises_call_timeout(shared):
+    async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
+        for rival in (one, other):
+            async with one._hold(KEY):
+                async with anyio.create_task_group() as task_group:  # a task holds a key once
+                    task_group.start_soon(meet_timeout, rival)
+            await wait_until(lambda: shared.locks() == 0)
+            async with conversation(rival, timeout_ms=5_000):
+                assert shared.locks() == 1
+
+
+async def meet_timeout(store):
+    with pytest.raises(CallTimeout, match="'key' was not free within 20 ms") as raised:
+        async with store._hold(KEY, 20):
+            pytest.fail("another has it")
+    assert isinstance(raised.value, TimeoutError)
+
+
+async def test_who_is_out_of_time_leaves_its_place_in_the_queue(visits):
+    async def visit(name, timeout_ms=None):
+        try:
+            async with store._hold(KEY, timeout_ms):
+                visits.made.append(name)
+        except CallTimeout:
+            out_of_time.set()
+
+    out_of_time = anyio.Event()
+    async with FSMStore("memory://") as store, anyio.create_task_group() as task_group:
+        async with store._hold(KEY):
+            task_group.start_soon(visit, "impatient", 10)
+            await anyio.wait_all_tasks_blocked()
+            task_group.start_soon(visit, "patient")
+            await out_of_time.wait()
+            assert visits.made == []
+    assert visits.made == ["patient"]
+    assert len(store._locks) == 0
+
+
+@pytest.mark.parametrize("timeout_ms", [0, -1, 1.5, True, "soon"])
+async def test_a_timeout_that_makes_no_sense_is_refused(timeout_ms):
+    async with FSMStore("memory://") as store:
+        with pytest.raises(ConfigurationError, match="timeout_ms"):
+            async with store._hold(KEY, timeout_ms):
+                pytest.fail("it was taken")
+
+
+class Forgetful:
+    """An adapter's locks, whose replies are lost when they are given back."""
+
+    lease_ms = 10_000
+
+    def __init__(self):
+        self.is_held = False
+        self.losses = 1
+
+    def try_lock(self, key, token):
+        self.is_held = True
+        return True
+
+    def renew_lock(self, key, token):
+        return self.is_held
+
+    def unlock(self, key, token):
+        was_held, self.is_held = self.is_held, False
+        if self.losses:
+            self.losses -= 1
+            raise StoreUnavailable("the reply was lost")
+        return was_held
+
+
+async def test_a_lock_whose_return_was_not_confirmed_at_once_is_not_lost():
+    async def ask(method, *args):
+        await checkpoint()
+        return method(*args)
+
+    leases, lock = Leases(Forgetful(), ask), Lock(KEY)
+    async with leases.run():
+        await leases.release(await leases.acquire(lock))
+    assert not lock.lost
 
 
 # -- a server that is away -----------------------------------------------------------------------
