@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 from anyio.lowlevel import current_token
 
-
 #: A task that is cancelled once more whenever it suspends.
 AGAIN = "task, again and again"
 

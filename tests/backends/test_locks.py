@@ -436,57 +436,71 @@ async def conversation(store, **options):
 
 
 async def test_whoever_leaves_a_lock_that_was_lost_hears_of_it(shared):
+    async def own():
+        async with conversation(store) as lock:
+            assert not lock.lost
+            # It is not renewed for seconds, so that only giving it back finds out.
+            shared.end_leases()
+
     async with open_stores(shared.adapter(shared.url)) as (store,):
         with pytest.raises(LockLost, match="ended before it was released"):
-            async with conversation(store) as lock:
-                assert not lock.lost
-                # It is not renewed for seconds, so that only giving it back finds out.
-                shared.end_leases()
-        assert lock.lost
+            await own()
         async with conversation(store) as lock:
             assert not lock.lost
 
 
 async def test_an_owner_can_wait_for_the_loss_of_its_lock(shared):
-    async with open_stores(shared.adapter(shared.url, lease_ms=600)) as (store,):
-        with pytest.raises(LockLost), anyio.fail_after(10):
-            async with conversation(store) as lock, anyio.create_task_group() as task_group:
+    async def own():
+        async with conversation(store) as lock:
+            async with anyio.create_task_group() as task_group:
                 for _ in range(2):
                     task_group.start_soon(lock.wait_lost)
                 await anyio.wait_all_tasks_blocked()
                 shared.end_leases()
-        with anyio.fail_after(1):
             await lock.wait_lost()
+
+    async with open_stores(shared.adapter(shared.url, lease_ms=600)) as (store,):
+        with pytest.raises(LockLost), anyio.fail_after(10):
+            await own()
 
 
 async def test_what_is_raised_inside_a_lost_lock_comes_out_as_itself(shared):
+    async def own():
+        async with conversation(store):
+            shared.end_leases()
+            raise ZeroDivisionError
+
     async with open_stores(shared.adapter(shared.url)) as (store,):
         with pytest.raises(ZeroDivisionError):
-            async with conversation(store):
-                shared.end_leases()
-                raise ZeroDivisionError
+            await own()
 
 
 async def test_a_lock_is_lost_once_its_server_was_away_for_as_long_as_a_lease(mortal):
+    async def own():
+        async with conversation(store) as lock:
+            with mortal.server.frozen():
+                await lock.wait_lost()
+
     adapter = mortal.adapter(mortal.url, lease_ms=600)
     async with open_stores(adapter, call_timeout_ms=700) as (store,):
         with pytest.raises(LockLost), anyio.fail_after(20):
-            async with conversation(store) as lock:
-                with mortal.server.frozen():
-                    await lock.wait_lost()
+            await own()
 
 
 async def test_a_lock_whose_store_stops_is_lost(shared):
     async def own():
+        async with conversation(store):
+            held.set()
+            await stopped.wait()
+
+    async def own_and_lose():
         with pytest.raises(LockLost):
-            async with conversation(store):
-                held.set()
-                await stopped.wait()
+            await own()
 
     held, stopped = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as task_group:
         async with open_stores(shared.adapter(shared.url)) as (store,):
-            task_group.start_soon(own)
+            task_group.start_soon(own_and_lose)
             await held.wait()
         stopped.set()
 
@@ -502,9 +516,8 @@ async def test_a_lock_of_a_store_that_has_stopped_is_refused(shared):
 async def test_a_lock_that_is_not_free_in_time_raises_call_timeout(shared):
     async with open_stores(*(shared.adapter(shared.url) for _ in range(2))) as (one, other):
         for rival in (one, other):
-            async with one._hold(KEY):
-                async with anyio.create_task_group() as task_group:  # a task holds a key once
-                    task_group.start_soon(meet_timeout, rival)
+            async with one._hold(KEY), anyio.create_task_group() as task_group:
+                task_group.start_soon(meet_timeout, rival)  # a task holds a key only once
             await wait_until(lambda: shared.locks() == 0)
             async with conversation(rival, timeout_ms=5_000):
                 assert shared.locks() == 1
@@ -526,15 +539,15 @@ async def test_who_is_out_of_time_leaves_its_place_in_the_queue(visits):
             out_of_time.set()
 
     out_of_time = anyio.Event()
-    async with FSMStore("memory://") as store, anyio.create_task_group() as task_group:
-        async with store._hold(KEY):
+    async with FSMStore("memory://") as store:
+        async with anyio.create_task_group() as task_group, store._hold(KEY):
             task_group.start_soon(visit, "impatient", 10)
             await anyio.wait_all_tasks_blocked()
             task_group.start_soon(visit, "patient")
             await out_of_time.wait()
             assert visits.made == []
-    assert visits.made == ["patient"]
-    assert len(store._locks) == 0
+        assert visits.made == ["patient"]
+        assert len(store._locks) == 0
 
 
 @pytest.mark.parametrize("timeout_ms", [0, -1, 1.5, True, "soon"])

@@ -150,16 +150,17 @@ async def test_one_that_is_cancelled_while_it_waits_for_another_process_leaves_n
             await until_free(server)
 
 
-
-
 @pytest.mark.parametrize("end", ["left", "cancelled"])
 async def test_a_store_that_ends_gives_back_the_locks_that_are_held(server, end):
     async def hold(key):
+        async with store.transaction(key) as tx:
+            await tx.set({"session": {key: b"mine"}})
+            held.release()
+            await store_ended.wait()
+
+    async def hold_and_lose(key):
         with pytest.raises(TransactionConflict, match="the lock of this transaction has ended"):
-            async with store.transaction(key) as tx:
-                await tx.set({"session": {key: b"mine"}})
-                held.release()
-                await store_ended.wait()
+            await hold(key)
 
     store_ended, held = anyio.Event(), anyio.Semaphore(0)
     with rival_on(server.url) as rival:
@@ -167,7 +168,7 @@ async def test_a_store_that_ends_gives_back_the_locks_that_are_held(server, end)
             with anyio.CancelScope() as scope:
                 async with SignalStore(server.url) as store:
                     for key in ("ann", "bob", "eve"):
-                        owners.start_soon(hold, key)
+                        owners.start_soon(hold_and_lose, key)
                         await held.acquire()
                     if end == "cancelled":
                         scope.cancel()
