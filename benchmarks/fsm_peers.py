@@ -106,7 +106,10 @@ class SQLiteFSM:
         self._turn = asyncio.Lock()
 
     async def get_state(self, key: str) -> FSMState | None:
-        statement = "SELECT state, fields FROM trunkline_fsm WHERE bot_name = ? AND key = ?"
+        statement = (
+            "SELECT state, fields FROM trunkline_fsm"
+            " WHERE namespace = 'default' AND bot_name = ? AND key = ?"
+        )
         rows = await self._connection.execute_fetchall(statement, (BOT, key))
         for state, fields in rows:
             return FSMState(state, data=json.loads(fields))
@@ -119,7 +122,8 @@ class SQLiteFSM:
     async def set_state(self, key: str, state: str) -> None:
         async with self._turn:
             await self._connection.execute(
-                "INSERT INTO trunkline_fsm (bot_name, key, state, fields) VALUES (?, ?, ?, '{}')"
+                "INSERT INTO trunkline_fsm (namespace, bot_name, key, state, fields)"
+                " VALUES ('default', ?, ?, ?, '{}')"
                 " ON CONFLICT DO UPDATE SET state = excluded.state",
                 (BOT, key, state),
             )
@@ -129,7 +133,8 @@ class SQLiteFSM:
         async with self._turn:
             merged = {**await self.get_data(key), **data}
             await self._connection.execute(
-                "INSERT INTO trunkline_fsm (bot_name, key, fields) VALUES (?, ?, ?)"
+                "INSERT INTO trunkline_fsm (namespace, bot_name, key, fields)"
+                " VALUES ('default', ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET fields = excluded.fields",
                 (BOT, key, json.dumps(merged)),
             )

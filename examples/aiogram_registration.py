@@ -35,6 +35,8 @@ def make_dispatcher(line: Trunkline) -> Dispatcher:
     async def on_message(message: Message, line: Trunkline, event_update: Update) -> None:
         await line.fsm.init("form")
         key = ChatUser.extract(event_update)
+        if key is None:  # nobody's message, such as a post in a channel
+            return
         async with line.fsm.lock("form", key):
             await message.answer(await step(FSMContext(line.fsm, "form", key, [FORM]), message))
 

@@ -42,7 +42,7 @@ SHOP = {
 }
 CAFE = {
     "one": FSMState(None, None, {"at": SENT_AT, "raw": b"\x00\xff", "sum": Decimal("1.10")}),
-    None: FSMState("waiting", None, {}),
+    ("", None): FSMState("waiting", None, {}),
 }
 
 
@@ -133,5 +133,4 @@ def rows(url: str, stores=STORES, namespace: str = DEFAULT_NAMESPACE) -> dict[st
 
 
 def _readable(name, row):
-    # The order of the fields in a conversation's map is nobody's business.
-    return [*row[:4], msgspec.msgpack.decode(row[4]), row[5]] if name == "fsm" else row
+    return [*row[:5], msgspec.msgpack.decode(row[5]), row[6]] if name == "fsm" else row

@@ -26,7 +26,7 @@ from trunkline.admin import inspect_database
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMStore
-from trunkline.fsm.adapter import Step
+from trunkline.fsm.adapter import RecordKey, Step
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.persistence import Message, PersistenceStore, Room
 from trunkline.persistence.memory import MemoryPersistenceAdapter
@@ -323,10 +323,10 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
         connection.execute("UPDATE trunkline_schema SET version = 99 WHERE component = 'fsm'")
     assert main(["inspect", bot_db]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Fsm, schema version 99 This trunkline works with schema version 1" in text
+    assert "Fsm, schema version 99 This trunkline works with schema version 2" in text
     assert "Persistence, schema version 1 rooms" in text
     found = inspect_as_json(capsys, bot_db)
-    assert found["stores"]["fsm"] == {"version": 99, "known_version": 1}
+    assert found["stores"]["fsm"] == {"version": 99, "known_version": 2}
     assert found["namespaces"]["default"]["conversations"] is None
     with closing(sqlite3.connect("bot.db")) as connection:
         query = "SELECT version FROM trunkline_schema WHERE component = 'fsm'"
@@ -393,7 +393,7 @@ def test_an_fsm_adapter_need_not_be_able_to_tell_what_it_holds():
     class Plain(MemoryFSMAdapter):
         summary = FSMAdapter.summary
 
-    with pytest.raises(NotImplementedError, match="Plain cannot tell"):
+    with pytest.raises(NotImplementedError, match="Plain does not support summaries"):
         Plain().summary()
 
 
@@ -406,11 +406,9 @@ def test_a_signal_adapter_tells_by_its_names_what_it_holds():
 def test_the_fsm_in_memory_tells_what_it_holds():
     now = [0]
     adapter = MemoryFSMAdapter(lambda: now[0])
-    from trunkline.fsm.adapter import Place, Record
-
     for number, state in enumerate(("a", "a", "b")):
-        record = Record(Step("flow", state))
-        adapter.save(Place("bot", str(number)), record, 10 if state == "b" else None)
+        key, ttl_ms = RecordKey("bot", str(number)), 10 if state == "b" else None
+        adapter.save(key, Step("flow", state), {}, ttl_ms)
     assert adapter.summary() == {("bot", Step("flow", "a")): 2, ("bot", Step("flow", "b")): 1}
     now[0] = 10
     assert adapter.summary() == {("bot", Step("flow", "a")): 2}

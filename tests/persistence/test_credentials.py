@@ -232,11 +232,21 @@ async def encrypted(tmp_path):
     return url, key
 
 
-READS = {
-    "get": lambda store: store.get_bridge_config("bot"),
-    "list": lambda store: store.list_bridge_configs(),
-    "scan": lambda store: store.scan("bridge_configs"),
-}
+async def get(store):
+    return (await store.get_bridge_config("bot")).credentials
+
+
+async def list_and_look(store):
+    (config,) = await store.list_bridge_configs()
+    return config.credentials["token"]
+
+
+async def scan_and_look(store):
+    ((_, config),) = await store.scan("bridge_configs")
+    return config.credentials.get("token")
+
+
+READS = {"get": get, "list": list_and_look, "scan": scan_and_look}
 
 
 @pytest.mark.parametrize("read", READS)
@@ -259,6 +269,43 @@ async def test_no_key_is_a_clear_error_that_names_the_bridge(encrypted, read):
             await READS[read](store)
     assert str(refused.value) == "credentials of bridge 'bot' are encrypted: give encryption_key="
     assert "gAAAA" not in whole_text(refused.value)
+
+
+async def test_a_bridge_with_another_key_does_not_hide_the_others(encrypted):
+    url, _ = encrypted
+    key = Fernet.generate_key()
+    async with PersistenceStore(url, encryption_key=key) as store:
+        mine = await store.save_bridge_config(a_config(id="mine"))
+        bot, listed = await store.list_bridge_configs()
+        assert [one for one, _ in await store.scan("bridge_configs")] == ["bot", "mine"]
+        assert (bot.id, listed) == ("bot", mine)
+        assert "gAAAA" not in repr(bot) + repr(bot.credentials)
+
+
+@pytest.mark.parametrize(
+    "look", [dict, list, len, bool, repr, lambda c: c | {}, lambda c: c.items(), lambda c: c["a"]]
+)
+async def test_credentials_that_cannot_be_decrypted_are_never_taken_for_none(encrypted, look):
+    url, _ = encrypted
+    async with PersistenceStore(url) as store:
+        (config,) = await store.list_bridge_configs()
+    if look is repr:
+        assert look(config.credentials) == "***"
+    else:
+        with pytest.raises(ConfigurationError, match="are encrypted"):
+            look(config.credentials)
+
+
+async def test_a_config_that_cannot_be_decrypted_is_saved_with_its_credentials(encrypted):
+    url, key = encrypted
+    async with PersistenceStore(url) as store:
+        (config,) = await store.list_bridge_configs()
+        saved = await store.save_bridge_config(replace(config.bump_revision(), enabled=False))
+        assert (saved.revision, saved.enabled) == (1, False)
+        assert await store.list_bridge_configs() == [saved]
+    async with PersistenceStore(url, encryption_key=key) as store:
+        config = await store.get_bridge_config("bot")
+        assert (config.credentials, config.enabled) == ({"token": SECRET}, False)
 
 
 async def test_with_a_wrong_key_the_rest_of_the_store_works_and_the_config_can_be_replaced(

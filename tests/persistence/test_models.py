@@ -29,7 +29,7 @@ from trunkline.persistence.models import new_id
 from trunkline.persistence.validation import checked, folded
 
 #: What each model cannot be made without.
-REQUIRED = {
+REQUIRED: dict[type, dict[str, object]] = {
     Room: {},
     Participant: {},
     Thread: {"room_id": "r"},

@@ -4,14 +4,17 @@ JSON and msgpack know nothing of tuples and sets, and what they make of dates an
 come back as it went in. Here each such value is an extension of its own, so that decoding gives
 what was encoded, type by type. A datetime keeps its `zoneinfo` zone by name and any other zone as
 the offset that it has at that instant.
+
+A value of a subclass comes back as the built-in value that it equals: an enum member with the mixin
+`str` or `int` as its value, an `OrderedDict` or `defaultdict` as a dict, a named tuple as a tuple.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -22,14 +25,24 @@ from msgspec.msgpack import Ext
 
 from trunkline.errors import ConfigurationError
 
-__all__ = ("Key", "Unstorable", "decode", "decode_key", "encode", "encode_key")
+__all__ = (
+    "Key",
+    "Unstorable",
+    "copy_fields",
+    "copy_value",
+    "decode",
+    "decode_key",
+    "encode",
+    "encode_key",
+    "normalize_name",
+)
 
-#: What identifies a conversation: a scalar, or tuples of ints, strings and None, nested.
-Key: TypeAlias = int | str | tuple["Key", ...] | None
+#: What identifies a conversation: an int, a string, or tuples of ints, strings and None, nested.
+Key: TypeAlias = int | str | tuple["Key | None", ...]
 
-_PLAIN = (type(None), bool, float, str, bytes)
-_KEYS = (type(None), bool, int, float, str, bytes)
-_KEY_PARTS = (int, str, type(None))
+_PLAIN = frozenset({type(None), bool, float, str, bytes})
+_SCALARS = _PLAIN | {int}
+_IMMUTABLE = _SCALARS | {date, datetime, time, timedelta, Decimal, UUID}
 #: What PostgreSQL takes into an index is shorter than 2,704 bytes, the bot's name included.
 _MAX_KEY = 1_500
 
@@ -66,6 +79,19 @@ _FROM_LIST: dict[int, Callable[[list[Any]], Any]] = {
     _TIMEDELTA: lambda parts: timedelta(*parts),
 }
 
+#: type → what makes a built-in value of an instance of a subclass.
+_BUILT_IN: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    bytes: bytes.__bytes__,
+    dict: dict,
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+}
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -73,12 +99,13 @@ def encode(value: object) -> bytes:
     """`value` as bytes.
 
     Args:
-        value: None, bools, ints, floats, strings, bytes, lists, tuples, sets, frozensets, maps,
-            datetimes, dates, times, timedeltas, Decimals and UUIDs, nested up to 100 deep.
+        value: None, bools, ints, floats, strings, bytes, lists, tuples, sets, frozensets, dicts and
+            subclasses of these; datetimes, dates, times, timedeltas, Decimals and UUIDs; nested up
+            to 100 deep.
 
     Raises:
-        Unstorable: it holds something else. The message tells of types, never of values, which
-            may be secrets.
+        Unstorable: it holds something else. The message names types, never values, which may be
+            secrets.
     """
     try:
         return _encoder.encode(_pack(value, 0))
@@ -86,14 +113,78 @@ def encode(value: object) -> bytes:
         raise Unstorable("a str is not valid Unicode") from None
 
 
-def encode_key(key: Key) -> str:
-    """A key as ASCII text; different keys give different texts.
+def copy_value(value: Any) -> Any:
+    """What decoding `value` after encoding it gives: a copy, which no caller can change.
 
     Raises:
-        ConfigurationError: a key that holds anything but ints, strings and None, or is too long.
+        Unstorable: it has no encoding.
     """
-    if type(key) is tuple and all(type(part) in _KEY_PARTS for part in key):
-        return _encode_flat_key(key)
+    kind = type(value)
+    if kind in _SCALARS and (kind is not str or value.isascii()):
+        return value
+    return decode(encode(value))
+
+
+def copy_fields(fields: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A copy of a map of values that `copy_value` has made."""
+    return {
+        name: value if type(value) in _IMMUTABLE else copy_value(value)
+        for name, value in fields.items()
+    }
+
+
+def normalize_name(name: Any) -> Any:
+    """The one spelling of all names that are equal in Python: 2 for `2.0`, 1 for `True`.
+
+    A map has one entry for names that are equal, but they would be encoded differently.
+
+    Args:
+        name: a name of a map, hashable.
+    """
+    kind = type(name)
+    if kind is str:
+        return name
+    if kind is bool or (kind is float and name.is_integer()):
+        return int(name)
+    if kind is tuple or kind is frozenset:
+        return kind(map(normalize_name, name))
+    if kind is Decimal and name.is_finite() and name.adjusted() < _MAX_EXPONENT:
+        if name == int(name):
+            return int(name)
+        if name == float(name):
+            return float(name)
+        return name.normalize(Context(prec=len(name.as_tuple().digits)))
+    if kind is datetime and name.utcoffset() is not None:
+        return name.astimezone(UTC)
+    base = _base(kind)
+    return name if base is None or base is kind else normalize_name(_BUILT_IN[base](name))
+
+
+#: Of larger Decimals no int is made.
+_MAX_EXPONENT = 400
+
+
+def _base(kind: type) -> type | None:
+    """The built-in type that `kind` is or extends."""
+    return next((base for base in kind.__mro__ if base in _BUILT_IN), None)
+
+
+def encode_key(key: Key) -> str:
+    """A key as ASCII text; different keys have different texts.
+
+    Raises:
+        ConfigurationError: a key that is `None`, that holds anything but ints, strings and None, or
+            that is too long.
+    """
+    if type(key) is tuple:
+        try:
+            return _encode_flat_key(*key)
+        except TypeError:
+            pass  # a part is a tuple, or of a type that is refused below
+    if key is None:
+        raise ConfigurationError(
+            "None is no key: what the key was made from lacks a part that its strategy needs"
+        )
     return _dump_key(_checked_key(key, key, 0))
 
 
@@ -104,10 +195,16 @@ def decode_key(text: str) -> Key:
     return key
 
 
-# Exact types only: an int and a bool that are equal must not share an entry.
-@lru_cache(maxsize=16_384)
-def _encode_flat_key(key: tuple[Key, ...]) -> str:
-    return _dump_key(list(key))
+# Typed: an int and a bool that are equal must not share an entry. That does not extend to what is
+# inside a part. What is raised is not cached.
+@lru_cache(maxsize=16_384, typed=True)
+def _encode_flat_key(*parts: Any) -> str:
+    if not _FLAT.issuperset(map(type, parts)):
+        raise TypeError("not flat")
+    return _dump_key(parts)
+
+
+_FLAT = frozenset({int, str, type(None)})
 
 
 def _dump_key(parts: Any) -> str:
@@ -146,6 +243,8 @@ def _pack(value: Any, depth: int) -> Any:
         return [_pack(item, depth + 1) for item in value]
     if kind in _COLLECTIONS:
         items = [_pack(item, depth + 1) for item in value]
+        if kind is not tuple:
+            items.sort(key=_encoder.encode)  # equal sets are encoded alike
         return Ext(_COLLECTIONS[kind], _encoder.encode(items))
     if kind in _TEXTUAL:
         code, to_text = _TEXTUAL[kind]
@@ -153,13 +252,20 @@ def _pack(value: Any, depth: int) -> Any:
     if kind in _LISTED:
         code, to_list = _LISTED[kind]
         return Ext(code, _encoder.encode(to_list(value)))
+    base = _base(kind)
+    if base is not None:
+        return _pack(_BUILT_IN[base](value), depth)
     raise Unstorable(f"type {kind.__module__}.{kind.__qualname__} has no encoding")
 
 
 def _packed_name(name: Any) -> Any:
-    if type(name) not in _KEYS:
-        raise Unstorable(f"a map's keys are scalars, not {type(name).__name__}")
-    if type(name) is int and not -(2**63) <= name < 2**64:
+    kind = type(name)
+    if kind not in _SCALARS:
+        base = _base(kind)
+        if base not in _SCALARS:
+            raise Unstorable(f"a map's keys are scalars, not {kind.__name__}")
+        return _packed_name(_BUILT_IN[base](name))
+    if kind is int and not -(2**63) <= name < 2**64:
         raise Unstorable("a map's int key has more than 64 bits")
     return name
 
@@ -196,8 +302,10 @@ decode = _decoder.decode
 
 
 def _checked_key(part: object, key: object, depth: int) -> Any:
-    if part is None or type(part) is str or type(part) is int:
+    if part is None:
         return part
+    if isinstance(part, str | int) and type(part) is not bool:
+        return _BUILT_IN[str if isinstance(part, str) else int](part)
     if depth == _MAX_DEPTH:
         raise ConfigurationError(f"a key nested more than {_MAX_DEPTH} deep cannot be stored")
     if isinstance(part, tuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.dump import Dumpable
@@ -120,6 +120,16 @@ class RedisServer:
         info = self.call(Command("INFO", ["server"]))
         run_id = info.partition(b"run_id:")[2].split()[0].decode()
         return f"{run_id}:{self._client.connection_pool.connection_kwargs.get('db') or 0}"
+
+    def namespaces(self, pattern: str) -> list[str]:
+        """What stands in the first braces of the keys that match, sorted."""
+        found: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, keys = self.call(Command("SCAN", [cursor, "MATCH", pattern, "COUNT", 1_000]))
+            found.update(key[key.index(b"{") + 1 : key.index(b"}")] for key in keys)
+            if cursor == b"0":
+                return sorted(unquote(name.decode()) for name in found)
 
     def call(self, call: Command | ScriptCall) -> Any:
         """Run one command or script; what it returned."""

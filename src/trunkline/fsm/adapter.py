@@ -3,82 +3,99 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from trunkline.backends import Adapter
 
-__all__ = ("FSMAdapter", "Fields", "Place", "Record", "Step")
+__all__ = ("FSMAdapter", "Fields", "Record", "RecordKey", "Step")
 
-#: A map of data, each name and each value encoded. An adapter only copies and merges them.
-Fields: TypeAlias = Mapping[bytes, bytes]
+#: Data by name: plain Python values, all of which `trunkline.backends.codec` can encode. The store
+#: checks and copies what a caller passes in, so that an adapter may keep it.
+Fields: TypeAlias = dict[Any, Any]
 
 
-class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where a record is kept: a bot's name and an encoded key. Bots never see each other's."""
+class RecordKey(msgspec.Struct, frozen=True, gc=False):
+    """Identifies a record in its namespace: a bot's name, and an encoded key of that bot."""
 
     bot_name: str
     key: str
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """Where a conversation stands in its flow."""
+    """The position of a conversation in its flow."""
 
     flow: str | None = None
     state: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is kept of one conversation."""
+    """A stored conversation."""
 
     step: Step = Step()
     fields: Fields = {}
+    #: Milliseconds since 1970; `None` for ever.
+    expires_at_ms: int | None = None
 
 
 class FSMAdapter(Adapter, ABC):
     """The contract of the fsm. Subclass it and run `trunkline.testing.FSMContract`.
 
     Every change gives the record a new time to live, `ttl_ms` from now, or none if that is `None`.
-    A record whose time is over is not there. A change of what is not there begins with an empty
-    record. Each method is atomic, also among processes.
+    An expired record counts as missing. A change of a missing record begins with an empty one. Each
+    method is atomic, also between processes. The names of data keep the order in which they were
+    added. Fields that a method returns belong to the caller, who may change them.
+
+    Every method may raise `UnreadableRecord` for a stored record that cannot be decoded; `save` and
+    `clear` never need to decode it.
     """
 
     store: ClassVar = "fsm"
 
-    #: Told by an adapter that keeps no more than so many, of each that it has dropped. The store
-    #: sets it. It is for the event loop's thread, and so for adapters that do not wait for I/O.
-    on_dropped: Callable[[Place, Record], None] | None = None
+    #: Called with each record that an adapter drops because it holds too many. The store sets it.
+    #: It must be called in the event loop's thread, and so only if `blocking` is false.
+    on_dropped: Callable[[RecordKey, Record], None] | None = None
 
     @abstractmethod
-    def load(self, place: Place) -> Record | None:
+    def load(self, key: RecordKey) -> Record | None:
         """The record, if there is one. Reading stores nothing."""
 
     @abstractmethod
-    def save(self, place: Place, record: Record, ttl_ms: int | None) -> None:
+    def save(self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None) -> None:
         """Replace the whole record."""
 
     @abstractmethod
-    def set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> None:
-        """Change the state alone; flow and data stay."""
+    def set_state(
+        self, key: RecordKey, state: str | None, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        """Change the state alone; flow and data stay.
+
+        With `remove_empty`, a record that is empty after that is removed.
+        """
 
     @abstractmethod
-    def set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> None:
-        """Replace the data; the step stays."""
+    def set_data(
+        self, key: RecordKey, fields: Fields, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        """Replace the data; the step stays.
+
+        With `remove_empty`, a record that is empty after that is removed.
+        """
 
     @abstractmethod
-    def update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> Fields:
-        """Merge `fields` into the data, name by name; the data after it."""
+    def update_data(self, key: RecordKey, fields: Fields, ttl_ms: int | None) -> Fields:
+        """Merge `fields` into the data, name by name; returns the data after it."""
 
     @abstractmethod
-    def clear(self, place: Place) -> None:
-        """Remove the record. One that is not there is no error."""
+    def clear(self, key: RecordKey) -> None:
+        """Remove the record. A missing one is no error."""
 
     @abstractmethod
     def compare_and_set(
         self,
-        place: Place,
+        key: RecordKey,
         expected: Step,
         step: Step,
         fields: Fields | None,
@@ -86,19 +103,19 @@ class FSMAdapter(Adapter, ABC):
     ) -> Step | None:
         """Change the step if it is `expected`, and replace the data unless `fields` is `None`.
 
-        What is not there has the step `Step()`.
+        The step of a missing record is `Step()`.
 
         Returns:
-            `None` if it was changed, else the step that stands, unchanged.
+            `None` if it was changed, else the stored step, unchanged.
         """
 
-    def sweep(self, limit: int) -> list[tuple[Place, Record]]:
-        """Remove up to `limit` records whose time is over, and give them.
+    def sweep(self, limit: int) -> list[tuple[RecordKey, Record]]:
+        """Remove up to `limit` expired records, and return them.
 
-        A database that removes them itself has nothing to give.
+        A database that removes them by itself has nothing to return.
         """
         return []
 
     def summary(self) -> dict[tuple[str, Step], int]:
         """How many conversations each bot has at each step, for `trunkline inspect`."""
-        raise NotImplementedError(f"{type(self).__name__} cannot tell what it holds as a whole")
+        raise NotImplementedError(f"{type(self).__name__} does not support summaries")

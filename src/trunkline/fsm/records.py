@@ -1,53 +1,44 @@
-"""The fsm over records that are read and written whole: what every operation makes of one."""
+"""The fsm over records that are read and written whole, and how records are encoded."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
-
-import msgspec
-from msgspec.structs import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 from trunkline.actors.clock import wall_clock_ms
-from trunkline.backends.codec import Key, Unstorable, encode
-from trunkline.errors import ConfigurationError
-from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
+from trunkline.backends.codec import copy_fields, decode, encode
+from trunkline.errors import UnreadableRecord
+from trunkline.fsm.adapter import Fields, FSMAdapter, Record, RecordKey, Step
 
-__all__ = ("Kept", "RecordFSMAdapter", "WallClock", "encode_fields")
+__all__ = ("RecordFSMAdapter", "WallClock", "decode_fields", "encode_fields", "reading")
 
-#: Tells milliseconds since 1970. Not monotonic: times to live must survive a restart.
+#: Milliseconds since 1970. Not monotonic: times to live must survive a restart.
 WallClock: TypeAlias = Callable[[], int]
 
-
-def encode_fields(key: Key, data: object) -> Fields:
-    """Every name and value of a map, encoded: refused before anything changes, and a copy.
-
-    Args:
-        key: whose data it is, for the error.
-        data: a map of what `encode` takes.
-
-    Raises:
-        ConfigurationError: it is no map, or holds what cannot be stored.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigurationError(f"data of {key!r} is a map, not {type(data).__name__}")
-    fields = {}
-    for name, value in data.items():
-        try:
-            fields[encode(name)] = encode(value)
-        except Unstorable as error:
-            raise ConfigurationError(
-                f"data {name!r} of {key!r} cannot be stored: {error}"
-            ) from None
-    return fields
+_NO_RECORD = Record()
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A record with the instant at which its time is over, if it ever is."""
+def encode_fields(fields: Fields) -> dict[bytes, bytes]:
+    """Every name and value, encoded: for databases that store bytes."""
+    return {encode(name): encode(value) for name, value in fields.items()}
 
-    record: Record
-    expires_at_ms: int | None = None
+
+def decode_fields(encoded: Mapping[bytes, bytes]) -> dict[Any, Any]:
+    """What `encode_fields` was given."""
+    return {decode(name): decode(value) for name, value in encoded.items()}
+
+
+@contextmanager
+def reading(key: RecordKey) -> Iterator[None]:
+    """Raise `UnreadableRecord` for whatever decoding the record of `key` raises."""
+    try:
+        yield
+    except Exception as error:
+        raise UnreadableRecord(
+            f"the fsm record of bot {key.bot_name!r}, key {key.key} cannot be decoded: {error}"
+        ) from error
 
 
 class RecordFSMAdapter(FSMAdapter):
@@ -57,53 +48,64 @@ class RecordFSMAdapter(FSMAdapter):
         self._clock = clock
 
     @abstractmethod
-    def _read(self, place: Place) -> Kept | None:
-        """What is kept, its time over or not."""
+    def _read(self, key: RecordKey) -> Record | None:
+        """The stored record, expired or not. Its fields must not be changed."""
 
     @abstractmethod
-    def _write(self, place: Place, kept: Kept | None) -> None:
-        """Keep it, or remove what is kept."""
+    def _write(self, key: RecordKey, record: Record) -> None:
+        """Store the record."""
 
-    def load(self, place: Place) -> Record | None:
-        kept = self._read(place)
-        if kept is None or self._is_over(kept):
+    def load(self, key: RecordKey) -> Record | None:
+        record = self._live(key)
+        if record is _NO_RECORD:
             return None
-        return kept.record
+        return Record(record.step, copy_fields(record.fields), record.expires_at_ms)
 
-    def save(self, place: Place, record: Record, ttl_ms: int | None) -> None:
-        expires_at_ms = None if ttl_ms is None else self._clock() + ttl_ms
-        self._write(place, Kept(record, expires_at_ms))
+    def save(self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None) -> None:
+        self._write(key, Record(step, fields, None if ttl_ms is None else self._clock() + ttl_ms))
 
-    def set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> None:
-        record = self.load(place) or Record()
-        self.save(place, replace(record, step=Step(record.step.flow, state)), ttl_ms)
+    def set_state(
+        self, key: RecordKey, state: str | None, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        record = self._live(key)
+        self._replace(key, Step(record.step.flow, state), record.fields, ttl_ms, remove_empty)
 
-    def set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> None:
-        self.save(place, replace(self.load(place) or Record(), fields=fields), ttl_ms)
+    def set_data(
+        self, key: RecordKey, fields: Fields, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        self._replace(key, self._live(key).step, fields, ttl_ms, remove_empty)
 
-    def update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> Fields:
-        record = self.load(place) or Record()
+    def update_data(self, key: RecordKey, fields: Fields, ttl_ms: int | None) -> Fields:
+        record = self._live(key)
         merged = {**record.fields, **fields}
-        self.save(place, Record(record.step, merged), ttl_ms)
-        return merged
-
-    def clear(self, place: Place) -> None:
-        if self._read(place) is not None:
-            self._write(place, None)
+        self.save(key, record.step, merged, ttl_ms)
+        return copy_fields(merged)
 
     def compare_and_set(
         self,
-        place: Place,
+        key: RecordKey,
         expected: Step,
         step: Step,
         fields: Fields | None,
         ttl_ms: int | None,
     ) -> Step | None:
-        record = self.load(place) or Record()
+        record = self._live(key)
         if record.step != expected:
             return record.step
-        self.save(place, Record(step, record.fields if fields is None else fields), ttl_ms)
+        self.save(key, step, record.fields if fields is None else fields, ttl_ms)
         return None
 
-    def _is_over(self, kept: Kept) -> bool:
-        return kept.expires_at_ms is not None and kept.expires_at_ms <= self._clock()
+    def _live(self, key: RecordKey) -> Record:
+        record = self._read(key)
+        if record is None:
+            return _NO_RECORD
+        ends = record.expires_at_ms
+        return record if ends is None or ends > self._clock() else _NO_RECORD
+
+    def _replace(
+        self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        if remove_empty and not fields and step.state is None and step.flow is None:
+            self.clear(key)
+        else:
+            self.save(key, step, fields, ttl_ms)

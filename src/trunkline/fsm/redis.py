@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
 from trunkline.actors import Call
+from trunkline.backends.codec import decode, encode
 from trunkline.backends.dump import Key, Row, Table
 from trunkline.backends.redis import (
     Command,
@@ -19,35 +22,41 @@ from trunkline.backends.redis import (
     optional,
     text_or_none,
 )
-from trunkline.fsm.adapter import Fields, FSMAdapter, Place, Record, Step
-from trunkline.fsm.records import Kept
+from trunkline.errors import UnreadableRecord
+from trunkline.fsm.adapter import Fields, FSMAdapter, Record, RecordKey, Step
+from trunkline.fsm.records import decode_fields, encode_fields, reading
 
 __all__ = ("RedisFSMAdapter",)
 
-# KEYS[1] is a hash. Its field `x` is always there, `flow` and `state` where they are not None, and
-# those of the data begin with a dot, which the names in ARGV have already.
+# KEYS[1] is a hash. Its field `names` is always there: the encoded names of the data, joined, in
+# the order in which they were added. Fields `flow` and `state` are there where they are not None. A
+# field of the data is a dot and the encoded name.
 _HEAD = """
 local function live(ttl)
     if ttl == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ttl) end
 end
 local function put(field, value)
     if value == '' then redis.call('HDEL', KEYS[1], field)
-    else redis.call('HSET', KEYS[1], 'x', 1, field, value) end
+    else redis.call('HSET', KEYS[1], field, value) end
 end
-local function put_fields(first)
-    -- Lua takes some 8,000 values from a table at once.
-    for i = first, #ARGV, 1000 do
-        redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+local function merge(names, first)
+    local added = {}
+    for i = first, #ARGV, 2 do
+        if redis.call('HSET', KEYS[1], '.' .. ARGV[i], ARGV[i + 1]) == 1 then
+            added[#added + 1] = ARGV[i]
+        end
+    end
+    if #added > 0 or names == '' then
+        redis.call('HSET', KEYS[1], 'names', names .. table.concat(added))
     end
 end
 local function replace(flow, state, first)
     -- A script that has deleted something may fill a server that is full already.
-    redis.call('HSET', KEYS[1], 'x', 1)
+    redis.call('HSET', KEYS[1], 'names', '')
     redis.call('DEL', KEYS[1])
-    redis.call('HSET', KEYS[1], 'x', 1)
     if flow and flow ~= '' then redis.call('HSET', KEYS[1], 'flow', flow) end
     if state and state ~= '' then redis.call('HSET', KEYS[1], 'state', state) end
-    put_fields(first)
+    merge('', first)
 end
 """
 
@@ -60,22 +69,30 @@ live(ARGV[1])
 """
 )
 
-#: ttl, state.
+#: ttl, state, whether to remove it if it is empty then.
 _SET_STATE = (
     _HEAD
     + """
-if ARGV[2] == '' then redis.call('HSET', KEYS[1], 'x', 1) end
+local stored = redis.call('HMGET', KEYS[1], 'names', 'flow')
+local names = stored[1] or ''
+if ARGV[3] == '1' and ARGV[2] == '' and names == '' and not stored[2] then
+    return redis.call('DEL', KEYS[1])
+end
+if not stored[1] then redis.call('HSET', KEYS[1], 'names', '') end
 put('state', ARGV[2])
 live(ARGV[1])
 """
 )
 
-#: ttl, then names and values.
+#: ttl, whether to remove it if it is empty then, then names and values.
 _SET_DATA = (
     _HEAD
     + """
 local step = redis.call('HMGET', KEYS[1], 'flow', 'state')
-replace(step[1], step[2], 2)
+if ARGV[2] == '1' and #ARGV == 2 and not step[1] and not step[2] then
+    return redis.call('DEL', KEYS[1])
+end
+replace(step[1], step[2], 3)
 live(ARGV[1])
 """
 )
@@ -84,8 +101,7 @@ live(ARGV[1])
 _UPDATE_DATA = (
     _HEAD
     + """
-redis.call('HSET', KEYS[1], 'x', 1)
-put_fields(2)
+merge(redis.call('HGET', KEYS[1], 'names') or '', 2)
 live(ARGV[1])
 return redis.call('HGETALL', KEYS[1])
 """
@@ -95,13 +111,13 @@ return redis.call('HGETALL', KEYS[1])
 _COMPARE_AND_SET = (
     _HEAD
     + """
-local step = redis.call('HMGET', KEYS[1], 'flow', 'state')
+local step = redis.call('HMGET', KEYS[1], 'flow', 'state', 'names')
 local flow, state = step[1] or '', step[2] or ''
 if flow ~= ARGV[2] or state ~= ARGV[3] then return {flow, state} end
 if ARGV[6] == '1' then
     replace(ARGV[4], ARGV[5], 7)
 else
-    redis.call('HSET', KEYS[1], 'x', 1)
+    if not step[3] then redis.call('HSET', KEYS[1], 'names', '') end
     put('flow', ARGV[4])
     put('state', ARGV[5])
 end
@@ -110,11 +126,7 @@ return false
 """
 )
 
-
-_PREFIX = "trunkline:fsm:["
-_PATTERN = "trunkline:fsm:\\[*"
-
-#: Cursor, pattern, whether to give the data: the next cursor, and the records of this page.
+#: Cursor, pattern, whether to return the data: the next cursor, and the records of this page.
 _SCAN = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
 local time = redis.call('TIME')
@@ -142,7 +154,7 @@ end
 return {page[1], found}
 """
 
-#: The instant at which it ends or '', flow, state, then names and values.
+#: When it expires or '', flow, state, then names and values.
 _RESTORE = (
     _HEAD
     + """
@@ -166,9 +178,14 @@ return page[1]
 
 
 class RedisFSMAdapter(RedisAdapter, FSMAdapter):
-    """Records in a hash each; the server lets them expire by itself, without telling."""
+    """Records in a hash each; the server removes expired ones by itself, without an event."""
 
-    lock_prefix = "trunkline:fsm-lock"
+    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
+        super().__init__(url, namespace=namespace, timeout_ms=timeout_ms)
+        # The server hashes what is in braces: all of a namespace is on one node of a cluster.
+        self._prefix = f"trunkline:{{{quote(namespace, safe='')}}}:fsm:["
+        self._pattern = self._prefix.replace("[", "\\[") + "*"
+        self.lock_prefix = f"trunkline:{{{quote(namespace, safe='')}}}:fsm-lock"
 
     def run_together(self, calls: Sequence[Call]) -> None:
         """Every call is one of the server: one that fails has done nothing to the others."""
@@ -183,43 +200,51 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
         for name, call, result in zip(names, calls, results, strict=True):
             if isinstance(result, Exception):
                 call.error = result
-            else:
-                call.value = _READ[name](result)
+                continue
+            try:
+                call.value = _READ[name](result, call.args[0])
+            except UnreadableRecord as error:
+                call.error = error
 
-    def load(self, place: Place) -> Record | None:
-        return _record(self.server.call(self._load(place)))
+    def load(self, key: RecordKey) -> Record | None:
+        return _record(self.server.call(self._load(key)), key)
 
-    def save(self, place: Place, record: Record, ttl_ms: int | None) -> None:
-        self.server.call(self._save(place, record, ttl_ms))
+    def save(self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None) -> None:
+        self.server.call(self._save(key, step, fields, ttl_ms))
 
-    def set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> None:
-        self.server.call(self._set_state(place, state, ttl_ms))
+    def set_state(
+        self, key: RecordKey, state: str | None, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        self.server.call(self._set_state(key, state, ttl_ms, remove_empty))
 
-    def set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> None:
-        self.server.call(self._set_data(place, fields, ttl_ms))
+    def set_data(
+        self, key: RecordKey, fields: Fields, ttl_ms: int | None, remove_empty: bool
+    ) -> None:
+        self.server.call(self._set_data(key, fields, ttl_ms, remove_empty))
 
-    def update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> Fields:
-        return _fields(self.server.call(self._update_data(place, fields, ttl_ms)))
+    def update_data(self, key: RecordKey, fields: Fields, ttl_ms: int | None) -> Fields:
+        return _fields(self.server.call(self._update_data(key, fields, ttl_ms)), key)
 
-    def clear(self, place: Place) -> None:
-        self.server.call(self._clear(place))
+    def clear(self, key: RecordKey) -> None:
+        self.server.call(self._clear(key))
 
     def compare_and_set(
         self,
-        place: Place,
+        key: RecordKey,
         expected: Step,
         step: Step,
         fields: Fields | None,
         ttl_ms: int | None,
     ) -> Step | None:
-        return _step(self.server.call(self._compare_and_set(place, expected, step, fields, ttl_ms)))
+        call = self._compare_and_set(key, expected, step, fields, ttl_ms)
+        return _step(self.server.call(call), key)
 
     # -- as a whole --------------------------------------------------------------------------------
 
     def summary(self) -> dict[tuple[str, Step], int]:
         counts: Counter[tuple[str, Step]] = Counter()
         for page in self.scan(with_fields=False):
-            counts.update((place.bot_name, kept.record.step) for place, kept in page)
+            counts.update((key.bot_name, record.step) for key, record in page)
         return dict(counts)
 
     @property
@@ -227,47 +252,81 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
         return [_RecordTable(self)]
 
     def namespaces(self) -> list[str]:
-        return [self.namespace] if next(self.scan(with_fields=False), None) else []
+        return self.server.namespaces("trunkline:{*}:fsm:\\[*")
 
-    def scan(self, *, with_fields: bool) -> Iterator[list[tuple[Place, Kept]]]:
-        """Every record with its end, a page at a time; one that changes meanwhile, maybe twice."""
+    def scan(self, *, with_fields: bool = True) -> Iterator[list[tuple[RecordKey, Record]]]:
+        """Every record, a page at a time; one that changes meanwhile, maybe twice."""
         cursor = b"0"
         while True:
-            arguments = [cursor, _PATTERN, int(with_fields)]
+            arguments = [cursor, self._pattern, int(with_fields)]
             cursor, found = self.server.call(ScriptCall(_SCAN, [], arguments))
-            if found:
-                yield [
-                    (_place(name), Kept(_existing(fields), int(end) if end else None))
-                    for name, fields, end in found
-                ]
+            page = []
+            for name, raw, end in found:
+                key = self._record_key(name)
+                with reading(key):
+                    stored = _map(raw)
+                    fields = _decoded(stored) if with_fields else {}
+                    step = _stored_step(stored)
+                page.append((key, Record(step, fields, int(end) if end else None)))
+            if page:
+                yield page
+            if cursor == b"0":
+                return
+
+    def present(self, keys: Collection[RecordKey]) -> set[RecordKey]:
+        """Those of `keys` that have a record."""
+        found = self.server.call(ScriptCall(_EXIST, [self._key(key) for key in keys]))
+        return {key for key, exists in zip(keys, found, strict=True) if exists}
+
+    def restore(self, page: Sequence[tuple[RecordKey, Record]]) -> None:
+        """Store what `scan` returned, and let it expire at the same time."""
+        calls = []
+        for key, record in page:
+            step, end = record.step, record.expires_at_ms
+            head = ["" if end is None else end, optional(step.flow), optional(step.state)]
+            calls.append(ScriptCall(_RESTORE, [self._key(key)], [*head, *_flat(record.fields)]))
+        for result in self.server.call_all(calls):
+            if isinstance(result, Exception):
+                raise result
+
+    def erase(self) -> None:
+        """Remove every record of the namespace."""
+        cursor = b"0"
+        while True:
+            cursor = self.server.call(ScriptCall(_ERASE, [], [cursor, self._pattern]))
             if cursor == b"0":
                 return
 
     # -- each operation as one call ----------------------------------------------------------------
 
-    def _load(self, place: Place) -> Command:
-        return Command("HGETALL", [_key(place)])
+    def _load(self, key: RecordKey) -> Command:
+        return Command("HGETALL", [self._key(key)])
 
-    def _save(self, place: Place, record: Record, ttl_ms: int | None) -> ScriptCall:
-        step = record.step
+    def _save(self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None) -> ScriptCall:
         head = [_ttl(ttl_ms), optional(step.flow), optional(step.state)]
-        return ScriptCall(_SAVE, [_key(place)], [*head, *_flat(record.fields)])
+        return ScriptCall(_SAVE, [self._key(key)], [*head, *_flat(fields)])
 
-    def _set_state(self, place: Place, state: str | None, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_SET_STATE, [_key(place)], [_ttl(ttl_ms), optional(state)])
+    def _set_state(
+        self, key: RecordKey, state: str | None, ttl_ms: int | None, remove_empty: bool
+    ) -> ScriptCall:
+        arguments = [_ttl(ttl_ms), optional(state), int(remove_empty)]
+        return ScriptCall(_SET_STATE, [self._key(key)], arguments)
 
-    def _set_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_SET_DATA, [_key(place)], [_ttl(ttl_ms), *_flat(fields)])
+    def _set_data(
+        self, key: RecordKey, fields: Fields, ttl_ms: int | None, remove_empty: bool
+    ) -> ScriptCall:
+        arguments = [_ttl(ttl_ms), int(remove_empty), *_flat(fields)]
+        return ScriptCall(_SET_DATA, [self._key(key)], arguments)
 
-    def _update_data(self, place: Place, fields: Fields, ttl_ms: int | None) -> ScriptCall:
-        return ScriptCall(_UPDATE_DATA, [_key(place)], [_ttl(ttl_ms), *_flat(fields)])
+    def _update_data(self, key: RecordKey, fields: Fields, ttl_ms: int | None) -> ScriptCall:
+        return ScriptCall(_UPDATE_DATA, [self._key(key)], [_ttl(ttl_ms), *_flat(fields)])
 
-    def _clear(self, place: Place) -> Command:
-        return Command("DEL", [_key(place)])
+    def _clear(self, key: RecordKey) -> Command:
+        return Command("DEL", [self._key(key)])
 
     def _compare_and_set(
         self,
-        place: Place,
+        key: RecordKey,
         expected: Step,
         step: Step,
         fields: Fields | None,
@@ -275,7 +334,15 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
     ) -> ScriptCall:
         steps = [optional(text) for one in (expected, step) for text in (one.flow, one.state)]
         data = ["0"] if fields is None else ["1", *_flat(fields)]
-        return ScriptCall(_COMPARE_AND_SET, [_key(place)], [_ttl(ttl_ms), *steps, *data])
+        return ScriptCall(_COMPARE_AND_SET, [self._key(key)], [_ttl(ttl_ms), *steps, *data])
+
+    def _key(self, key: RecordKey) -> str:
+        return f"{self._prefix}{quoted(key.bot_name)}, {quoted(key.key)}]"
+
+    def _record_key(self, name: bytes) -> RecordKey:
+        """The record key of which `_key` made `name`."""
+        bot_name, key = json.loads(name[len(self._prefix) - 1 :])
+        return RecordKey(bot_name, key)
 
 
 class _RecordTable(Table):
@@ -290,53 +357,40 @@ class _RecordTable(Table):
     def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
         for page in self._adapter.scan(with_fields=not keys_only):
             yield [
-                (place.bot_name, place.key)
+                (key.bot_name, key.key)
                 if keys_only
                 else (
-                    place.bot_name,
-                    place.key,
-                    kept.record.step.flow,
-                    kept.record.step.state,
-                    msgspec.msgpack.encode(kept.record.fields),
-                    kept.expires_at_ms,
+                    key.bot_name,
+                    key.key,
+                    record.step.flow,
+                    record.step.state,
+                    msgspec.msgpack.encode(encode_fields(record.fields)),
+                    record.expires_at_ms,
                 )
-                for place, kept in page
-                if kept.expires_at_ms is None or kept.expires_at_ms > at_ms
+                for key, record in page
+                if record.expires_at_ms is None or record.expires_at_ms > at_ms
             ]
 
     def present(self, keys: Collection[Key]) -> set[Key]:
-        names = [_key(Place(*key)) for key in keys]
-        found = self._adapter.server.call(ScriptCall(_EXIST, names))
-        return {key for key, is_there in zip(keys, found, strict=True) if is_there}
+        return {
+            (one.bot_name, one.key)
+            for one in self._adapter.present([RecordKey(*key) for key in keys])
+        }
 
     def load(self, rows: Sequence[Row]) -> None:
-        calls = []
-        for bot_name, key, flow, state, encoded, end in rows:
-            fields = msgspec.msgpack.decode(encoded, type=dict[bytes, bytes])
-            head = ["" if end is None else end, optional(flow), optional(state)]
-            calls.append(
-                ScriptCall(_RESTORE, [_key(Place(bot_name, key))], [*head, *_flat(fields)])
-            )
-        for result in self._adapter.server.call_all(calls):
-            if isinstance(result, Exception):
-                raise result
+        self._adapter.restore(
+            [
+                (RecordKey(bot_name, key), Record(Step(flow, state), _decode_row(fields), end))
+                for bot_name, key, flow, state, fields, end in rows
+            ]
+        )
 
     def erase(self) -> None:
-        cursor = b"0"
-        while True:
-            cursor = self._adapter.server.call(ScriptCall(_ERASE, [], [cursor, _PATTERN]))
-            if cursor == b"0":
-                return
+        self._adapter.erase()
 
 
-def _key(place: Place) -> str:
-    return f"{_PREFIX}{quoted(place.bot_name)}, {quoted(place.key)}]"
-
-
-def _place(key: bytes) -> Place:
-    """Where the record is that is kept under `key`."""
-    bot_name, place_key = json.loads(key[len(_PREFIX) - 1 :])
-    return Place(bot_name, place_key)
+def _decode_row(fields: bytes) -> Fields:
+    return decode_fields(msgspec.msgpack.decode(fields, type=dict[bytes, bytes]))
 
 
 def _ttl(ttl_ms: int | None) -> str:
@@ -344,10 +398,7 @@ def _ttl(ttl_ms: int | None) -> str:
 
 
 def _flat(fields: Fields) -> list[bytes]:
-    flat: list[bytes] = []
-    for name, value in fields.items():
-        flat += (b"." + name, value)
-    return flat
+    return [*chain.from_iterable(encode_fields(fields).items())]
 
 
 def _map(raw: Any) -> Mapping[bytes, bytes]:
@@ -356,33 +407,48 @@ def _map(raw: Any) -> Mapping[bytes, bytes]:
     return dict(zip(raw[::2], raw[1::2], strict=True))
 
 
-def _record(raw: Any) -> Record | None:
-    return _existing(raw) if raw else None
+def _record(raw: Any, key: RecordKey) -> Record | None:
+    if not raw:
+        return None
+    with reading(key):
+        stored = _map(raw)
+        return Record(_stored_step(stored), _decoded(stored))
 
 
-def _existing(raw: Any) -> Record:
-    stored = _map(raw)
-    step = Step(text_or_none(stored.get(b"flow")), text_or_none(stored.get(b"state")))
-    return Record(step, _fields(stored))
+def _stored_step(stored: Mapping[bytes, bytes]) -> Step:
+    return Step(text_or_none(stored.get(b"flow")), text_or_none(stored.get(b"state")))
 
 
-def _fields(raw: Any) -> Fields:
-    return {name[1:]: value for name, value in _map(raw).items() if name[0] == _DOT}
+def _fields(raw: Any, key: RecordKey) -> Fields:
+    with reading(key):
+        return _decoded(_map(raw))
 
 
-_DOT = ord(".")
+def _decoded(stored: Mapping[bytes, bytes]) -> Fields:
+    """The data, in the order of its names."""
+    count = len(stored) - 1 - (b"flow" in stored) - (b"state" in stored)
+    # Joined names with the head of an array before them are an array.
+    names = decode(b"\xdd%b%b" % (count.to_bytes(4, "big"), stored[b"names"]))
+    return {name: decode(stored[b"." + encode(name)]) for name in names}
 
 
-def _step(raw: Any) -> Step | None:
-    return None if raw is None else Step(text_or_none(raw[0]), text_or_none(raw[1]))
+def _step(raw: Any, key: RecordKey) -> Step | None:
+    if raw is None:
+        return None
+    with reading(key):
+        return Step(text_or_none(raw[0]), text_or_none(raw[1]))
 
 
-def _nothing(_raw: Any) -> None:
+def _nothing(_raw: Any, _key: RecordKey) -> None:
     return None
 
 
-#: What makes an operation's result of the script's.
-_READ: dict[str, Callable[[Any], Any]] = {
+def _is_true(raw: Any, _key: RecordKey) -> bool:
+    return bool(raw)
+
+
+#: What makes an operation's result of the server's reply.
+_READ: dict[str, Callable[[Any, RecordKey], Any]] = {
     "load": _record,
     "save": _nothing,
     "set_state": _nothing,
@@ -390,7 +456,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "update_data": _fields,
     "clear": _nothing,
     "compare_and_set": _step,
-    "try_lock": bool,
-    "renew_lock": bool,
-    "unlock": bool,
+    "try_lock": _is_true,
+    "renew_lock": _is_true,
+    "unlock": _is_true,
 }

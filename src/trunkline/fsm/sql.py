@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -13,8 +13,15 @@ from trunkline.actors import Call
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
 from trunkline.backends.sql import AdvisoryLocks, Database
-from trunkline.fsm.adapter import Place, Record, Step
-from trunkline.fsm.records import Kept, RecordFSMAdapter, WallClock
+from trunkline.errors import UnreadableRecord
+from trunkline.fsm.adapter import Record, RecordKey, Step
+from trunkline.fsm.records import (
+    RecordFSMAdapter,
+    WallClock,
+    decode_fields,
+    encode_fields,
+    reading,
+)
 
 __all__ = ("SQLFSMAdapter",)
 
@@ -23,6 +30,7 @@ _metadata = sa.MetaData()
 records = sa.Table(
     "trunkline_fsm",
     _metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
     sa.Column("bot_name", sa.Text, primary_key=True),
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("flow", sa.Text),
@@ -32,27 +40,57 @@ records = sa.Table(
     #: Milliseconds since 1970.
     sa.Column("expires_at_ms", sa.BigInteger),
 )
+_ends = records.c.expires_at_ms
 sa.Index(
-    "trunkline_fsm_by_expiry",
-    records.c.expires_at_ms,
-    sqlite_where=records.c.expires_at_ms.is_not(None),
-    postgresql_where=records.c.expires_at_ms.is_not(None),
+    "trunkline_fsm_by_end",
+    records.c.namespace,
+    _ends,
+    sqlite_where=_ends.is_not(None),
+    postgresql_where=_ends.is_not(None),
 )
 
 
 def _create(connection: sa.Connection) -> None:
+    """Version 1, of trunkline 0.1."""
+    connection.exec_driver_sql(
+        f"CREATE TABLE trunkline_fsm (bot_name TEXT NOT NULL, key TEXT NOT NULL, flow TEXT,"
+        f" state TEXT, fields {_bytes_type(connection)} NOT NULL, expires_at_ms BIGINT,"
+        " PRIMARY KEY (bot_name, key))"
+    )
+    connection.exec_driver_sql(
+        "CREATE INDEX trunkline_fsm_by_expiry ON trunkline_fsm (expires_at_ms)"
+        " WHERE expires_at_ms IS NOT NULL"
+    )
+
+
+def _bytes_type(connection: sa.Connection) -> str:
+    return sa.LargeBinary().compile(connection.dialect)
+
+
+def _add_namespace(connection: sa.Connection) -> None:
+    """Version 2: a namespace leads the primary key and the index."""
+    connection.exec_driver_sql("ALTER TABLE trunkline_fsm RENAME TO trunkline_fsm_1")
+    connection.exec_driver_sql("DROP INDEX trunkline_fsm_by_expiry")
     _metadata.create_all(connection)
+    columns = "bot_name, key, flow, state, fields, expires_at_ms"
+    connection.exec_driver_sql(
+        f"INSERT INTO trunkline_fsm (namespace, {columns})"
+        f" SELECT 'default', {columns} FROM trunkline_fsm_1"
+    )
+    connection.exec_driver_sql("DROP TABLE trunkline_fsm_1")
 
 
-MIGRATIONS = (_create,)
+MIGRATIONS = (_create, _add_namespace)
 
-# Without the empty rows of `_lock`, of which nobody has to hear.
-_OVER = records.c.expires_at_ms.between(1, sa.bindparam("now"))
+# Without the empty rows of `_lock`, which are not reported.
+_EXPIRED = (records.c.namespace == sa.bindparam("namespace")) & _ends.between(
+    1, sa.bindparam("now")
+)
 
 _insert = postgresql_insert(records)
-#: Puts an empty row where there is none, and locks the one that is there.
+#: Inserts an empty row where there is none, and locks the one that is there.
 _LOCK = _insert.on_conflict_do_update(
-    index_elements=[records.c.bot_name, records.c.key],
+    index_elements=list(records.primary_key),
     set_={"key": _insert.excluded.key},
     where=sa.false(),
 )
@@ -63,7 +101,8 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
-        clock: tells milliseconds since 1970.
+        clock: milliseconds since 1970.
+        namespace: leads every key and lock.
         timeout_ms: how long one statement, or waiting for a lock, may take.
     """
 
@@ -89,107 +128,121 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)
         self.readers = 0 if database.is_memory else 1
-        # What the batch under way has read, and what of that it has changed.
-        self._batch: dict[Place, Kept | None] | None = None
-        self._changed: set[Place] = set()
+        # What the batch under way has read, as rows and as records; and what of that it has
+        # changed. `None` stands for what is missing.
+        self._rows: dict[RecordKey, Any] | None = None
+        self._batch: dict[RecordKey, Record | None] = {}
+        self._changed: set[RecordKey] = set()
 
     def run_together(self, calls: Sequence[Call]) -> None:
-        places = {call.args[0] for call in calls if call.args and isinstance(call.args[0], Place)}
+        keys = {call.args[0] for call in calls if call.args and isinstance(call.args[0], RecordKey)}
         if not self.database.is_sqlite:
-            self._lock(places)
-        self._batch, self._changed = self._select(places), set()
+            self._lock(keys)
+        self._rows, self._batch, self._changed = self._select(keys), {}, set()
         try:
             super().run_together(calls)
-            self._write_changed()
+            self._write_changed(self._rows)
         finally:
-            self._batch = None
+            self._rows = None
 
-    def sweep(self, limit: int) -> list[tuple[Place, Record]]:
-        statement = sa.select(records).where(_OVER).order_by(records.c.expires_at_ms).limit(limit)
+    def clear(self, key: RecordKey) -> None:
+        assert self._rows is not None, "outside a batch"
+        self._batch[key] = None
+        if key in self._rows:
+            self._changed.add(key)
+
+    def sweep(self, limit: int) -> list[tuple[RecordKey, Record]]:
+        statement = sa.select(records).where(_EXPIRED).order_by(_ends).limit(limit)
         if not self.database.is_sqlite:
             statement = statement.with_for_update(skip_locked=True)
-        found = self.database.connection.execute(statement, {"now": self._clock()}).all()
-        swept = [(Place(row[0], row[1]), _kept(row).record) for row in found]
+        parameters = {"namespace": self.namespace, "now": self._clock()}
+        found = self.database.connection.execute(statement, parameters).all()
+        swept = []
+        for row in found:
+            key = RecordKey(row.bot_name, row.key)
+            try:
+                swept.append((key, _record(key, row)))
+            except UnreadableRecord:
+                swept.append((key, Record(Step(row.flow, row.state))))
         if swept:
-            self._remove(place for place, _ in swept)
+            self._remove(key for key, _ in swept)
         return swept
 
     def summary(self) -> dict[tuple[str, Step], int]:
         columns = (records.c.bot_name, records.c.flow, records.c.state)
-        ends = records.c.expires_at_ms
         statement = (
             sa.select(*columns, sa.func.count())
-            .where(ends.is_(None) | (ends > self._clock()))
+            .where(records.c.namespace == self.namespace)
+            .where(_ends.is_(None) | (_ends > self._clock()))
             .group_by(*columns)
         )
         rows = self.database.connection.execute(statement)
         return {(bot_name, Step(flow, state)): count for bot_name, flow, state, count in rows}
 
-    def _read(self, place: Place) -> Kept | None:
-        if self._batch is None:
-            return self._select([place]).get(place)
-        return self._batch.get(place)
+    def _read(self, key: RecordKey) -> Record | None:
+        if self._rows is not None and key in self._batch:
+            return self._batch[key]
+        row = (self._select([key]) if self._rows is None else self._rows).get(key)
+        return None if row is None else _record(key, row)
 
-    def _write(self, place: Place, kept: Kept | None) -> None:
-        assert self._batch is not None, "outside a batch"
-        self._batch[place] = kept
-        self._changed.add(place)
+    def _write(self, key: RecordKey, record: Record) -> None:
+        assert self._rows is not None, "outside a batch"
+        self._batch[key] = record
+        self._changed.add(key)
 
-    def _lock(self, places: Collection[Place]) -> None:
-        """See to it that nobody else changes the records at `places` before the commit.
+    def _lock(self, keys: Collection[RecordKey]) -> None:
+        """Keep others from changing the records of `keys` before the commit.
 
-        SQLite has one writer anyhow. On PostgreSQL a row can only be locked if it is there. Rows
-        are locked in one order by everybody, or two batches might wait for each other.
+        SQLite has one writer anyhow. PostgreSQL locks rows, and so an empty one is inserted where
+        there is none. Everyone locks in the same order, or two batches might wait for each other.
         """
-        if places:
-            ordered = sorted(places, key=lambda place: (place.bot_name, place.key))
-            empty = Kept(Record(), expires_at_ms=0)
-            self.database.connection.execute(_LOCK, [_row(place, empty) for place in ordered])
+        if keys:
+            ordered = sorted(keys, key=lambda key: (key.bot_name, key.key))
+            empty = Record(expires_at_ms=0)
+            self.database.connection.execute(_LOCK, [self._row(key, empty) for key in ordered])
 
-    def _select(self, places: Iterable[Place]) -> dict[Place, Kept | None]:
-        keys = [(place.bot_name, place.key) for place in places]
-        return {Place(row[0], row[1]): _kept(row) for row in self.database.find(records, keys)}
+    def _select(self, keys: Iterable[RecordKey]) -> dict[RecordKey, Any]:
+        primary_keys = [(self.namespace, key.bot_name, key.key) for key in keys]
+        return {RecordKey(row[1], row[2]): row for row in self.database.find(records, primary_keys)}
 
-    def _write_changed(self) -> None:
-        assert self._batch is not None
-        kept = {place: self._batch[place] for place in self._changed}
-        rows = [_row(place, one) for place, one in kept.items() if one is not None]
-        if rows:
-            self.database.upsert(records, rows)
-        removed = [place for place, one in kept.items() if one is None]
+    def _write_changed(self, rows: Mapping[RecordKey, Any]) -> None:
+        changed = {key: self._batch[key] for key in self._changed}
+        written = [self._row(key, record) for key, record in changed.items() if record is not None]
+        if written:
+            self.database.upsert(records, written)
+        removed = [key for key, record in changed.items() if record is None]
         if not self.database.is_sqlite:
-            # The empty rows that were put to be locked, where nothing came of it.
-            removed += [
-                place
-                for place, one in self._batch.items()
-                if place not in kept and one is not None and one.expires_at_ms == 0
-            ]
+            # The empty rows that were inserted for their locks and are not needed.
+            removed += [key for key, row in rows.items() if key not in changed and row[-1] == 0]
         if removed:
             self._remove(removed)
 
-    def _remove(self, places: Iterable[Place]) -> None:
+    def _remove(self, keys: Iterable[RecordKey]) -> None:
         self.database.connection.execute(
             sa.delete(records).where(
-                records.c.bot_name == sa.bindparam("bot"), records.c.key == sa.bindparam("key_")
+                records.c.namespace == self.namespace,
+                records.c.bot_name == sa.bindparam("bot"),
+                records.c.key == sa.bindparam("key_"),
             ),
-            [{"bot": place.bot_name, "key_": place.key} for place in places],
+            [{"bot": key.bot_name, "key_": key.key} for key in keys],
         )
 
+    def _row(self, key: RecordKey, record: Record) -> dict[str, Any]:
+        return {
+            "namespace": self.namespace,
+            "bot_name": key.bot_name,
+            "key": key.key,
+            "flow": record.step.flow,
+            "state": record.step.state,
+            "fields": msgspec.msgpack.encode(encode_fields(record.fields)),
+            "expires_at_ms": record.expires_at_ms,
+        }
 
-def _kept(row: Any) -> Kept:
-    _, _, flow, state, fields, expires_at_ms = row
-    return Kept(Record(Step(flow, state), _decode_fields(fields)), expires_at_ms)
+
+def _record(key: RecordKey, row: Any) -> Record:
+    _, _, _, flow, state, fields, expires_at_ms = row
+    with reading(key):
+        return Record(Step(flow, state), decode_fields(_decode_map(fields)), expires_at_ms)
 
 
-_decode_fields = msgspec.msgpack.Decoder(dict[bytes, bytes]).decode
-
-
-def _row(place: Place, kept: Kept) -> dict[str, Any]:
-    return {
-        "bot_name": place.bot_name,
-        "key": place.key,
-        "flow": kept.record.step.flow,
-        "state": kept.record.step.state,
-        "fields": msgspec.msgpack.encode(kept.record.fields),
-        "expires_at_ms": kept.expires_at_ms,
-    }
+_decode_map = msgspec.msgpack.Decoder(dict[bytes, bytes]).decode

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, overload
 
-import msgspec
 from msgspec.structs import replace
 
 from trunkline.actors import RestartPolicy
 from trunkline.backends import AdapterOptions, Store, choose_adapter
-from trunkline.backends.cipher import Cipher, EncryptionKey
+from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
 from trunkline.persistence.adapter import (
     KINDS,
@@ -19,6 +18,7 @@ from trunkline.persistence.adapter import (
     Inbound,
     PersistenceAdapter,
 )
+from trunkline.persistence.credentials import CredentialsCipher, LockedCredentials
 from trunkline.persistence.documents import kind_of
 from trunkline.persistence.inbound import new_participant, new_room
 from trunkline.persistence.models import (
@@ -51,8 +51,6 @@ from trunkline.validation import text_problem
 __all__ = ("PersistenceStore",)
 
 M = TypeVar("M", bound=Model)
-
-_ENCRYPTED = "$trunkline-fernet"
 
 #: Messages of a room that are deleted in one call of the adapter; others are served in between.
 _ROWS_A_PART = 1_000
@@ -109,7 +107,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         max_batch: int = 256,
         restart_policy: RestartPolicy | None = None,
     ) -> None:
-        self._cipher = None if encryption_key is None else Cipher(encryption_key)
+        self._credentials = CredentialsCipher(encryption_key)
         options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms)
         super().__init__(
             choose_adapter(PersistenceAdapter, url, adapter, options),
@@ -529,15 +527,18 @@ class PersistenceStore(Store[PersistenceAdapter]):
 
     async def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
         """Insert or update a bridge's configuration; what was saved."""
-        config = _model(BridgeConfig, config)
+        valid = _model(BridgeConfig, config)
+        is_locked = isinstance(config.credentials, LockedCredentials)
         saved = await self._write(
-            config.id, PersistenceAdapter.save_bridge_config, self._encrypted(config)
+            valid.id,
+            PersistenceAdapter.save_bridge_config,
+            valid if is_locked else self._credentials.encrypt(valid),
         )
-        return self._decrypted(saved)
+        return self._credentials.decrypt_or_lock(saved)
 
     async def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
         """Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted."""
-        return self._decrypted(
+        return self._credentials.decrypt(
             await self._read(
                 PersistenceAdapter.get_bridge_config, require_id("bridge_id", bridge_id)
             )
@@ -548,7 +549,8 @@ class PersistenceStore(Store[PersistenceAdapter]):
     ) -> list[BridgeConfig]:
         """Configurations sorted by id, behind the id `after`, only those that are `enabled` or not.
 
-        `limit` is 1 to 1,000.
+        `limit` is 1 to 1,000. If the credentials of one cannot be decrypted, reading these
+        credentials raises `ConfigurationError`; the list and the rest of it can be read.
         """
         if enabled is not None and not isinstance(enabled, bool):
             raise ConfigurationError(f"enabled is True, False or None, not {shown(enabled)}")
@@ -558,7 +560,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             optional_id("after", after),
             enabled,
         )
-        return [self._decrypted(config) for config in configs]
+        return [self._credentials.decrypt_or_lock(config) for config in configs]
 
     async def delete_bridge_config(self, bridge_id: str) -> None:
         """Raises `NotFound`."""
@@ -700,31 +702,11 @@ class PersistenceStore(Store[PersistenceAdapter]):
         else:
             optional_id("after", after)
         page = await self._read(PersistenceAdapter.scan, kind, _limit(limit), after, newest_first)
+        decrypt = self._credentials.decrypt_or_lock
         return [
-            (one, self._decrypted(model) if isinstance(model, BridgeConfig) else model)
+            (one, decrypt(model) if isinstance(model, BridgeConfig) else model)
             for one, model in page
         ]
-
-    # -- inside ----------------------------------------------------------------------------------
-
-    def _encrypted(self, config: BridgeConfig) -> BridgeConfig:
-        if _ENCRYPTED in config.credentials:
-            raise InvalidModel(f"credentials of bridge {config.id!r} are encrypted already")
-        if self._cipher is None or not config.credentials:
-            return config
-        token = self._cipher.encrypt(msgspec.json.encode(config.credentials))
-        return replace(config, credentials={_ENCRYPTED: token})
-
-    def _decrypted(self, config: BridgeConfig) -> BridgeConfig:
-        token = config.credentials.get(_ENCRYPTED)
-        if token is None:
-            return config
-        if self._cipher is None:
-            raise ConfigurationError(
-                f"credentials of bridge {config.id!r} are encrypted: give encryption_key="
-            )
-        plain = self._cipher.decrypt(token, f"credentials of bridge {config.id!r}")
-        return replace(config, credentials=msgspec.json.decode(plain))
 
 
 def _model(kind: type[M], model: M) -> M:

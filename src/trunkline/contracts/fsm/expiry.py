@@ -97,16 +97,39 @@ class ExpiryTests:
         async with FSMStore(adapter=adapter) as store:
             await store.init(MORTAL, ttl_ms=TTL_MS)
             await store.set_state(MORTAL, KEY, FSMState("a", "one", {"x": 1}))
-            await store.init(MORTAL)
+            await store.init(MORTAL, ttl_ms=None)
             await store.set_state(MORTAL, KEY, "b")
             await expire(TTL_MS + 1)
             assert await store.get_state(MORTAL, KEY) == FSMState("b", "one", {"x": 1})
 
-    async def test_the_end_of_a_conversation_is_told_once(
+    async def test_init_without_a_time_to_live_leaves_it_as_it_is(
+        self, adapter: FSMAdapter, expire: Expire
+    ) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(MORTAL, ttl_ms=TTL_MS)
+            await store.init(MORTAL)
+            await store.set_state(MORTAL, KEY, "a")
+            await expire(TTL_MS + 1)
+            assert await store.get_state(MORTAL, KEY) is None
+
+    async def test_a_sweep_removes_no_more_than_its_limit(
         self, adapter: FSMAdapter, expire: Expire
     ) -> None:
         if type(adapter).sweep is FSMAdapter.sweep:
-            pytest.skip("the database removes what has ended, and does not tell")
+            pytest.skip("the database removes what has expired by itself")
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(MORTAL, ttl_ms=TTL_MS)
+            for number in range(7):
+                await store.set_state(MORTAL, number, "a")
+            await expire(TTL_MS + 1)
+            swept = [await store._write(None, FSMAdapter.sweep, 3) for _ in range(4)]
+            assert [len(one) for one in swept] == [3, 3, 1, 0]
+
+    async def test_an_expired_conversation_is_reported_once(
+        self, adapter: FSMAdapter, expire: Expire
+    ) -> None:
+        if type(adapter).sweep is FSMAdapter.sweep:
+            pytest.skip("the database removes what has expired by itself")
         told: list[Event] = []
         all_told, last_told = anyio.Event(), anyio.Event()
 
@@ -124,7 +147,7 @@ class ExpiryTests:
             await store.init(BOT)
             await store.init(MORTAL, ttl_ms=TTL_MS)
             await store.set_state(BOT, "lives", FSMState("a", "one", {"x": 1}))
-            ended = {key: FSMState("a", "one", {"key": key}) for key in (1, ("2", (3,)), None)}
+            ended = {key: FSMState("a", "one", {"key": key}) for key in (1, ("2", (3,)), "x")}
             for key in ended:
                 await store.set_state(MORTAL, key, ended[key])
             await store.set_state(MORTAL, "cleared", "a")

@@ -30,6 +30,16 @@ class KeyTests:
             await store.set_state(BOT, ChatMember(42, 7), "a")
             assert await store.get_state(BOT, (42, 7)) == FSMState("a")
 
+    async def test_none_is_refused_as_a_key(self, adapter: FSMAdapter) -> None:
+        nothing: Any = None
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for call in (store.get_state, store.get_data, store.clear, store.lock):
+                with pytest.raises(ConfigurationError, match="None is no key"):
+                    await call(BOT, nothing)  # type: ignore[misc]
+            with pytest.raises(ConfigurationError, match="None is no key"):
+                await store.update_data(BOT, nothing, {"x": 1})
+
     async def test_another_key_is_refused_by_its_type(self, adapter: FSMAdapter) -> None:
         async with FSMStore(adapter=adapter) as store:
             await store.init(BOT)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 __all__ = (
     "BOT",
+    "EQUAL_NAMES",
     "KEY",
     "KEYS",
     "KINDS",
     "MORTAL",
+    "SUBCLASSES",
     "TTL_MS",
     "UNSTORABLE",
     "WRONG_KEYS",
+    "Answer",
     "ChatMember",
-    "Colour",
     "Expire",
     "same",
 )
@@ -39,13 +43,31 @@ class ChatMember(NamedTuple):
     user_id: int
 
 
-class Colour(str):
-    """A string of a type that would not come back."""
+class Text(str):
+    """A string as libraries for configuration files or translations have it."""
 
+
+class Answer(str, Enum):  # noqa: UP042 - this kind has another `format`
+    YES = "yes"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+#: Values of subclasses, and the built-in values that they equal.
+SUBCLASSES: list[tuple[Any, Any]] = [
+    (Text("red"), "red"),
+    (Answer.YES, "yes"),
+    (Level.LOW, 1),
+    (ChatMember(1, 2), (1, 2)),
+    (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+    (defaultdict(list, {Answer.YES: [Level.LOW]}), {"yes": [1]}),
+    ([{"deep": (Answer.YES, {Level.LOW})}], [{"deep": ("yes", {1})}]),
+]
 
 #: Keys that are all different.
 KEYS: list[Any] = [
-    None,
     0,
     1,
     -1,
@@ -87,9 +109,18 @@ WRONG_KEYS: dict[str, Any] = {
     "dict": {"chat": 1},
     "frozenset": frozenset({1}),
     "object": object(),
-    "Colour": (Colour("red"),),
     "datetime": (1, datetime(2026, 1, 1)),
 }
+
+#: Names of data that are equal in Python, and so name one thing.
+EQUAL_NAMES: list[tuple[Any, Any]] = [
+    (2, 2.0),
+    (1, True),
+    (0, -0.0),
+    (Decimal("2.50"), 2.5),
+    ((1, "a"), (True, Text("a"))),
+    (Text("name"), "name"),
+]
 
 PARIS = ZoneInfo("Europe/Paris")
 
@@ -129,7 +160,7 @@ UNSTORABLE: dict[str, Any] = {
     "an object": object(),
     "a class": int,
     "a bytearray": bytearray(b"x"),
-    "a str of another type": Colour("red"),
+    "an enum member": Enum("Colour", "RED").RED,  # type: ignore[attr-defined]
     "deep": {"a": [{"b": (object(),)}]},
     "half a surrogate": "\ud800",
     "half a surrogate as a name": {"\ud800": 1},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trunkline.contracts.fsm.samples import BOT, KEY
+from trunkline.contracts.fsm.samples import BOT, KEY, Answer
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMState, FSMStore
 
@@ -106,6 +106,59 @@ class StateTests:
             assert await store.get_state(BOT, KEY) is None
             await store.set_state(BOT, KEY, "b")
             assert await store.get_state(BOT, KEY) == FSMState("b")
+
+    async def test_a_state_is_removed_with_the_last_of_the_data_and_flow_if_it_is_asked(
+        self, adapter: FSMAdapter
+    ) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for standing, state, left in [
+                (None, None, None),
+                (FSMState("a"), None, None),
+                (FSMState("a"), "b", FSMState("b")),
+                (FSMState("a"), "", FSMState("")),
+                (FSMState("a", "one"), None, FSMState(None, "one")),
+                (FSMState("a", None, {"x": None}), None, FSMState(None, None, {"x": None})),
+            ]:
+                await store.clear(BOT, KEY)
+                if standing is not None:
+                    await store.set_state(BOT, KEY, standing)
+                await store.set_state(BOT, KEY, state, remove_empty=True)
+                assert await store.get_state(BOT, KEY) == left
+
+    async def test_data_is_removed_with_the_last_of_state_and_flow_if_it_is_asked(
+        self, adapter: FSMAdapter
+    ) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for standing, data, left in [
+                (None, {}, None),
+                (FSMState(None, None, {"x": 1}), {}, None),
+                (FSMState(None, None, {"x": 1}), {"y": 2}, FSMState(None, None, {"y": 2})),
+                (FSMState("a", None, {"x": 1}), {}, FSMState("a")),
+                (FSMState("", None, {"x": 1}), {}, FSMState("")),
+                (FSMState(None, "one", {"x": 1}), {}, FSMState(None, "one")),
+            ]:
+                await store.clear(BOT, KEY)
+                if standing is not None:
+                    await store.set_state(BOT, KEY, standing)
+                await store.set_data(BOT, KEY, data, remove_empty=True)
+                assert await store.get_state(BOT, KEY) == left
+
+    async def test_a_state_of_an_enum_with_str_is_its_value(self, adapter: FSMAdapter) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            await store.set_state(BOT, KEY, Answer.YES)
+            found = await store.get_state(BOT, KEY)
+            assert found is not None
+            assert (type(found.state), found.state) == (str, "yes")
+            await store.set_state(BOT, KEY, FSMState(Answer.YES, Answer.YES))
+            assert await store.get_state(BOT, KEY) == FSMState("yes", "yes")
+            changed = await store.compare_and_set(
+                BOT, KEY, FSMState(Answer.YES, "yes"), FSMState("b", Answer.YES)
+            )
+            assert changed is None
+            assert await store.get_state(BOT, KEY) == FSMState("b", "yes")
 
     async def test_what_was_stored_is_there_after_opening_again(self, adapter: FSMAdapter) -> None:
         async with FSMStore(adapter=adapter) as store:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from trunkline.contracts.fsm.samples import BOT, KEY, KINDS, UNSTORABLE, same
+from trunkline.contracts.fsm.samples import (
+    BOT,
+    EQUAL_NAMES,
+    KEY,
+    KINDS,
+    SUBCLASSES,
+    UNSTORABLE,
+    Answer,
+    same,
+)
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMState, FSMStore
 
@@ -33,6 +42,59 @@ class ValueTests:
             await store.set_data(BOT, KEY, data)
             assert await store.update_data(BOT, KEY, {1: "new"}) == {**data, 1: "new"}
             assert same(await store.get_data(BOT, KEY), {**data, 1: "new"})
+
+    async def test_names_that_are_equal_are_one_name(self, adapter: FSMAdapter) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for one, other in EQUAL_NAMES:
+                await store.set_data(BOT, KEY, {one: "one"})
+                assert await store.update_data(BOT, KEY, {other: "other"}) == {one: "other"}
+                assert await store.update_data(BOT, KEY, {one: "again"}) == {other: "again"}
+                assert await store.get_data(BOT, KEY) == {one: "again"}
+
+    @pytest.mark.parametrize("size", [1, 2_000])
+    async def test_data_keeps_the_order_in_which_names_were_added(
+        self, adapter: FSMAdapter, size: int
+    ) -> None:
+        names = ["z", "a", 7, "m", (1, "a"), "b", "naïve", "0"]
+        data = dict.fromkeys(names, "x" * size)
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            await store.set_state(BOT, KEY, FSMState("a", "one", data))
+            found = await store.get_data(BOT, KEY)
+            assert found is not None
+            assert list(found) == names
+            merged = await store.update_data(BOT, KEY, {"new": 1, "m": 2, "y": 3, "z": 4})
+            assert list(merged) == [*names, "new", "y"]
+            await store.set_state(BOT, KEY, None)
+            await store.update_data(BOT, KEY, {"last": 5, "a": 6})
+            found = await store.get_data(BOT, KEY)
+            assert found is not None
+            assert list(found) == [*names, "new", "y", "last"]
+            await store.set_data(BOT, KEY, dict(reversed(data.items())))
+            found = await store.get_data(BOT, KEY)
+            assert found is not None
+            assert list(found) == names[::-1]
+
+    async def test_data_of_hundreds_of_names_keeps_their_order(self, adapter: FSMAdapter) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            names = [f"name {number * 7_919 % 1_000}" for number in range(1_000)]
+            await store.set_data(BOT, KEY, dict.fromkeys(names[:400], 1))
+            assert list(await store.update_data(BOT, KEY, dict.fromkeys(names, 2))) == names
+
+    async def test_a_value_of_a_subclass_comes_back_as_what_it_equals(
+        self, adapter: FSMAdapter
+    ) -> None:
+        async with FSMStore(adapter=adapter) as store:
+            await store.init(BOT)
+            for value, plain in SUBCLASSES:
+                await store.set_data(BOT, KEY, {"value": value})
+                assert same(await store.get_data(BOT, KEY), {"value": plain})
+                assert same(
+                    await store.update_data(BOT, KEY, {Answer.YES: value}),
+                    {"value": plain, "yes": plain},
+                )
 
     async def test_a_value_of_a_million_bytes_is_stored(self, adapter: FSMAdapter) -> None:
         large = bytes(range(256)) * 4_096
