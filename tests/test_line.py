@@ -414,8 +414,13 @@ async def cancelled_by_wait_for(started, deliver):
 
 async def cancelled_by_timeout(started, deliver):
     async with asyncio.timeout(None) as timeout:
+
+        def expire(_):
+            with suppress(RuntimeError):  # it has been left already
+                timeout.reschedule(0)
+
         waiting = asyncio.ensure_future(started())
-        waiting.add_done_callback(lambda _: timeout.reschedule(0))
+        waiting.add_done_callback(expire)
         await deliver
 
 
@@ -534,6 +539,36 @@ async def test_what_is_cancelled_while_it_is_stored_is_never_left_as_sending(tmp
                 task_group.cancel_scope.cancel()
             stored = await line.persistence.get_messages(arrival.room.id)
             assert {answer.status for answer in stored[1:]} <= {"sent", "failed"}
+
+
+async def test_what_was_sent_is_recorded_if_the_program_around_the_line_is_cancelled(tmp_path):
+    url = f"sqlite:///{tmp_path / 'bot.db'}"
+
+    async def program(turns):
+        async with (
+            Trunkline(url, fsm=None, signal=None) as line,
+            anyio.create_task_group() as tasks,
+        ):
+            arrival = await line.ingest(**hello())
+            sending = anyio.Event()
+
+            async def send_at_once(route, content):
+                sending.set()
+                return f"external {turns}"
+
+            tasks.start_soon(line.deliver, arrival, "hi", send_at_once)
+            await sending.wait()
+            for _ in range(turns):
+                await checkpoint()
+            outer.cancel()
+
+    for turns in range(8):
+        with anyio.CancelScope() as outer:
+            await program(turns)
+    async with Trunkline(url, fsm=None, signal=None) as line:
+        arrival = await line.ingest(**hello())
+        answers = (await line.persistence.get_messages(arrival.room.id))[1:]
+    assert [answer.external_id for answer in answers] == [f"external {n}" for n in range(8)]
 
 
 @pytest.mark.parametrize("anyio_backend", NATIVE)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 from msgspec.structs import replace
 
 from trunkline.actors import Service
@@ -29,6 +29,7 @@ from trunkline.persistence import (
 )
 from trunkline.persistence.inbound import new_inbound
 from trunkline.persistence.models import ExternalId, now
+from trunkline.persistence.validation import require_mapping
 from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter
 from trunkline.settings import RouterSettings, parse_settings, refuse_unknown
 from trunkline.signal import SignalAdapter, SignalStore
@@ -298,7 +299,7 @@ class Trunkline(Service):
                 delivery_external_room_id=resolution.external_room_id,
                 status="sending",
                 metadata={
-                    **(metadata or {}),
+                    **require_mapping("metadata", metadata),
                     "channel": arrival.session_key.channel,
                     "bridge_id": arrival.session_key.bridge_id,
                 },
@@ -321,23 +322,39 @@ class Trunkline(Service):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
-        async with AsyncExitStack() as parts:
-            for store in (self._signal, self._fsm, self._persistence):
-                if store is not None:
-                    await parts.enter_async_context(store)
-            await parts.enter_async_context(self.router)
-            self._recorder = await parts.enter_async_context(open_task_group())
+        async with open_task_group() as tasks:
+            closing = anyio.Event()
+            await tasks.start(self._run_parts, closing)
             self._all_done = None
             try:
                 yield self
             finally:
-                # Closed in reverse: the stores last. Before that, what was accepted is finished,
-                # within the time that the program allows.
+                # What was accepted is finished first, within the time that the program allows.
                 self._all_done = anyio.Event()
                 with anyio.move_on_after(self._stop_timeout_ms / 1000, shield=True):
                     if self._under_way:
                         await self._all_done.wait()
                 self._recorder = None
+                closing.set()
+
+    async def _run_parts(
+        self, closing: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Hold the parts open; they are closed in reverse, and so the stores last.
+
+        A task of its own can be shielded while the program is not: a program that is cancelled
+        still has its stores while its answers are recorded.
+        """
+        with anyio.CancelScope() as scope:
+            async with AsyncExitStack() as parts:
+                for store in (self._signal, self._fsm, self._persistence):
+                    if store is not None:
+                        await parts.enter_async_context(store)
+                await parts.enter_async_context(self.router)
+                self._recorder = await parts.enter_async_context(open_task_group())
+                scope.shield = True
+                task_status.started()
+                await closing.wait()
 
     @contextmanager
     def _accepting(self) -> Generator[None]:
