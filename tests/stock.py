@@ -133,4 +133,4 @@ def rows(url: str, stores=STORES, namespace: str = DEFAULT_NAMESPACE) -> dict[st
 
 
 def _readable(name, row):
-    return [*row[:5], msgspec.msgpack.decode(row[5]), row[6]] if name == "fsm" else row
+    return [*row[:4], msgspec.msgpack.decode(row[4]), row[5]] if name == "fsm" else row
