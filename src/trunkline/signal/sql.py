@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar, Self
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ _metadata = sa.MetaData()
 entries = sa.Table(
     "trunkline_signal",
     _metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
     sa.Column("family", sa.Text, primary_key=True),
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
@@ -27,18 +29,48 @@ entries = sa.Table(
 
 
 def _create(connection: sa.Connection) -> None:
+    """Version 1, of trunkline 0.1."""
+    sa.Table(
+        "trunkline_signal",
+        sa.MetaData(),
+        sa.Column("family", sa.Text, primary_key=True),
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("value", sa.LargeBinary, nullable=False),
+    ).create(connection)
+
+
+def _add_namespace(connection: sa.Connection) -> None:
+    """Version 2: a namespace leads the primary key."""
+    connection.exec_driver_sql("ALTER TABLE trunkline_signal RENAME TO trunkline_signal_1")
     _metadata.create_all(connection)
+    connection.exec_driver_sql(
+        "INSERT INTO trunkline_signal (namespace, family, id, version, value)"
+        " SELECT 'default', family, id, version, value FROM trunkline_signal_1"
+    )
+    connection.exec_driver_sql("DROP TABLE trunkline_signal_1")
 
 
-MIGRATIONS = (_create,)
+MIGRATIONS = (_create, _add_namespace)
+
+_IN_NAMESPACE = entries.c.namespace == sa.bindparam("namespace")
 
 _DELETE = sa.delete(entries).where(
-    entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
+    _IN_NAMESPACE, entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
 )
 
-#: Any number, the same in every trunkline: commits among processes go one after another, since
-#: an entry that is not there cannot be locked.
-_COMMIT_LOCK = 7_446_822
+_WANTED = "unnest(CAST(:families AS text[]), CAST(:ids AS text[])) AS wanted (family, id)"
+
+#: Inserts an empty row where there is none, and locks the one that is there.
+_LOCK = sa.text(
+    "INSERT INTO trunkline_signal (namespace, family, id, version, value)"
+    f" SELECT CAST(:namespace AS text), family, id, {ABSENT}, CAST('' AS bytea) FROM {_WANTED}"
+    " ON CONFLICT (namespace, family, id) DO UPDATE SET version = excluded.version WHERE false"
+)
+_REMOVE_EMPTY = sa.text(
+    f"DELETE FROM trunkline_signal AS one USING {_WANTED} WHERE one.namespace = :namespace"
+    f" AND one.family = wanted.family AND one.id = wanted.id AND one.version = {ABSENT}"
+)
 
 
 class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
@@ -67,40 +99,66 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         self.readers = 0 if database.is_memory else 1
 
     def run_together(self, calls: Sequence[Call]) -> None:
-        if not self.database.is_sqlite and any(
-            call.handler is SignalAdapter.commit for call in calls
-        ):
-            statement = sa.text("SELECT pg_advisory_xact_lock(:key)")
-            self.database.connection.execute(statement, {"key": _COMMIT_LOCK})
+        commits = [call for call in calls if call.handler is SignalAdapter.commit]
+        if self.database.is_sqlite or not commits:  # SQLite has one writer anyhow
+            super().run_together(calls)
+            return
+        locked = self._lock([call.args[0] for call in commits])
         super().run_together(calls)
+        for call in commits:
+            if call.value:
+                changes = call.args[0].changes.items()
+                locked.difference_update(name for name, value in changes if value is not None)
+        self._execute_for(_REMOVE_EMPTY, locked)
+
+    def _lock(self, commits: Sequence[Commit]) -> set[KeyName]:
+        """Keep others from changing what these touch before they are committed; its names.
+
+        PostgreSQL locks rows, and so an empty one is inserted where there is none. Everyone locks
+        in the same order, or two batches might wait for each other. What only stores values locks
+        them as it goes. What is about the whole namespace waits for all others.
+        """
+        is_whole = any(one.clear or one.expected_entries is not None for one in commits)
+        kind = "" if is_whole else "_shared"
+        self._ask(f"SELECT pg_advisory_xact_lock{kind}(:key)", "commits")
+        if is_whole:
+            return set()
+        deciding = (one for one in commits if one.expected or None in one.changes.values())
+        names = {name for one in deciding for name in (*one.changes, *one.expected)}
+        self._execute_for(_LOCK, names)
+        return names
+
+    def _execute_for(self, statement: sa.TextClause, names: Collection[KeyName]) -> None:
+        if names:
+            families, ids = zip(*sorted(names), strict=True)
+            parameters = {"families": [*families], "ids": [*ids], "namespace": self.namespace}
+            self.database.connection.execute(statement, parameters)
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
-        rows = self.database.find(entries, names)
-        return {
-            KeyName(family, one): Versioned(version, value) for family, one, version, value in rows
-        }
+        rows = self.database.find(entries, [(self.namespace, *name) for name in names])
+        return {KeyName(*row[1:3]): Versioned(*row[3:]) for row in rows}
 
     def commit(self, commit: Commit) -> bool:
-        connection = self.database.connection
+        connection, namespace = self.database.connection, {"namespace": self.namespace}
         if commit.expected_entries is not None:
-            count = sa.select(sa.func.count()).select_from(entries)
-            if connection.execute(count).scalar() != commit.expected_entries:
+            count = sa.select(sa.func.count()).select_from(entries).where(_IN_NAMESPACE)
+            if connection.execute(count, namespace).scalar() != commit.expected_entries:
                 return False
         if commit.expected:
-            standing = self.get(commit.expected)
+            stored = self.get(commit.expected)
             for name, version in commit.expected.items():
-                entry = standing.get(name)
+                entry = stored.get(name)
                 if (ABSENT if entry is None else entry.version) != version:
                     return False
         if commit.clear:
-            connection.execute(sa.delete(entries))
+            connection.execute(sa.delete(entries).where(_IN_NAMESPACE), namespace)
         rows: list[dict[str, Any]] = []
         deleted: list[dict[str, str]] = []
-        for (family, entry_id), value in commit.changes.items():
+        for (family, entry_id), value in sorted(commit.changes.items(), key=itemgetter(0)):
             if value is None:
-                deleted.append({"family_": family, "id_": entry_id})
+                deleted.append({**namespace, "family_": family, "id_": entry_id})
             else:
-                row = {"family": family, "id": entry_id}
+                row = {**namespace, "family": family, "id": entry_id}
                 rows.append({**row, "version": commit.version, "value": value})
         if rows:
             self.database.upsert(entries, rows)
@@ -109,10 +167,12 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         return True
 
     def names(self) -> Sequence[KeyName]:
-        statement = sa.select(entries.c.family, entries.c.id)
-        return sorted(KeyName(*row) for row in self.database.connection.execute(statement))
+        statement = sa.select(entries.c.family, entries.c.id).where(_IN_NAMESPACE)
+        rows = self.database.connection.execute(statement, {"namespace": self.namespace})
+        return sorted(KeyName(*row) for row in rows)
 
     def summary(self) -> dict[str, int]:
         family = entries.c.family
-        statement = sa.select(family, sa.func.count()).group_by(family).order_by(family)
-        return {row[0]: row[1] for row in self.database.connection.execute(statement)}
+        statement = sa.select(family, sa.func.count()).where(_IN_NAMESPACE).group_by(family)
+        rows = self.database.connection.execute(statement, {"namespace": self.namespace})
+        return {row[0]: row[1] for row in sorted(rows)}
