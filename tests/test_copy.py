@@ -327,6 +327,66 @@ def test_one_may_not_both_resume_and_force(bot_db):
         copy_database(bot_db, "sqlite:///copy.db", resume=True, force=True)
 
 
+# -- namespaces --------------------------------------------------------------------------------
+
+#: The second looks like a part of a Redis key.
+NAMESPACES = ["shop", "ü}:fsm:[*"]
+
+
+def fill_namespaces(url):
+    """Put a conversation of one bot and key, but another state, into each namespace."""
+
+    async def put():
+        for namespace in NAMESPACES:
+            async with FSMStore(url, namespace=namespace) as store:
+                await store.init("bot")
+                await store.set_state("bot", 1, f"of {namespace}")
+
+    anyio.run(put)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("sqlite", "valkey"), ("valkey", "postgres"), ("postgres", "sqlite")]
+)
+def test_all_namespaces_are_copied_and_stay_apart(url_of, source, target):
+    from_, to = url_of(source), url_of(target)
+    fill_namespaces(from_)
+    report = copy_database(from_, to, only=["fsm"])
+    assert sorted((one.namespace, one.copied) for one in report.tables) == [
+        (namespace, 1) for namespace in NAMESPACES
+    ]
+    for namespace in NAMESPACES:
+        copied = rows(to, ["fsm"], namespace)
+        assert copied == rows(from_, ["fsm"], namespace)
+        assert [row[3] for row in copied["fsm"].values()] == [f"of {namespace}"]
+    assert rows(to, ["fsm"])["fsm"] == {}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "valkey"])
+def test_one_namespace_is_copied_beside_others_that_stay_as_they_are(url_of, capsys, kind):
+    fill_namespaces("sqlite:///bot.db")
+    one, other = NAMESPACES
+    to = url_of(kind)
+    options = ["--only", "fsm", "--namespace"]
+    assert main(["copy", *options, other, "sqlite:///bot.db", to]) == 0
+    before = rows(to, ["fsm"], other)
+    assert main(["copy", *options, one, "sqlite:///bot.db", to]) == 0
+    assert main(["copy", *options, one, "sqlite:///bot.db", to]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["copy", "--force", *options, one, "sqlite:///bot.db", to]) == 0
+    assert rows(to, ["fsm"], one) == rows("sqlite:///bot.db", ["fsm"], one)
+    assert rows(to, ["fsm"], other) == before
+
+
+def test_a_namespace_that_is_missing_ends_with_1(capsys, bot_db):
+    for command in (["copy", bot_db, "sqlite:///copy.db"], ["inspect", bot_db]):
+        assert main([*command, "--namespace", "nobody's"]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.endswith('holds nothing in the namespace "nobody\'s"\n')
+    assert not Path("copy.db").exists()
+
+
 # -- interrupted -------------------------------------------------------------------------------
 
 

@@ -202,6 +202,29 @@ def test_control_characters_of_users_do_not_reach_the_terminal(options):
         assert contents["conversations"][0]["bot_name"] == evil
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "valkey"])
+def test_every_namespace_is_shown_or_the_one_that_is_asked_for(request, capsys, kind):
+    url = "sqlite:///bot.db" if kind == "sqlite" else request.getfixturevalue(f"{kind}_url")
+
+    async def fill_with_them():
+        for count, namespace in enumerate(("shop", "ü}:fsm:[*"), 1):
+            async with FSMStore(url, namespace=namespace) as store:
+                await store.init("bot")
+                for key in range(count):
+                    await store.set_state("bot", key, "waiting")
+
+    anyio.run(fill_with_them)
+    found = inspect_as_json(capsys, url)["namespaces"]
+    assert {name: steps(one["conversations"]) for name, one in found.items()} == {
+        "shop": [("bot", None, "waiting", 1)],
+        "ü}:fsm:[*": [("bot", None, "waiting", 2)],
+    }
+    assert main(["inspect", url]) == 0
+    text = capsys.readouterr().out
+    assert text.index(", namespace shop") < text.index(", namespace ü}:fsm:[*")
+    assert [*inspect_as_json(capsys, "--namespace", "shop", url)["namespaces"]] == ["shop"]
+
+
 def test_newest_messages_can_be_left_out(capsys, bot_db):
     assert main(["inspect", "--newest", "0", bot_db]) == 0
     assert "Newest messages" not in capsys.readouterr().out
