@@ -20,7 +20,6 @@ except ImportError as error:
         " pip install 'trunkline[aiogram]'"
     ) from error
 
-from trunkline.backends.locks import KeyLocks
 from trunkline.fsm import FSMStore
 from trunkline.integrations.source import StoreSource
 from trunkline.line import Arrival, Trunkline
@@ -32,12 +31,10 @@ class TrunklineStorage(BaseStorage):
     """States and data of aiogram's conversations in an FSMStore. A change that returned is on disk.
 
     Bots, chats, users, threads, business connections and destinies each have their own
-    conversations, and no key builder is needed. Data holds what JSON or msgpack holds, and
+    conversations, and no key builder is needed. Data holds what aiogram's own storages take, and
     datetimes, sets, Decimals and tuples, which come back as they went in; anything else is refused
-    by name, with `ConfigurationError`. `update_data` is atomic, also among processes.
-
-    A state of `None` and no data leave nothing stored. Where several processes serve one
-    conversation, `TrunklineEventIsolation` keeps one from removing it while another writes.
+    by name, with `ConfigurationError`. Every change is atomic, also between processes: none loses
+    what another process wrote. A state of `None` and no data leave nothing stored.
 
     Args:
         store: the URL of a store, which is started with the first update and stopped when the
@@ -55,7 +52,6 @@ class TrunklineStorage(BaseStorage):
 
     def __init__(self, store: FSMStore | str, *, ttl_ms: int | None = None) -> None:
         self._source = StoreSource(store, ttl_ms=ttl_ms)
-        self._changes = KeyLocks()
 
     @property
     def store(self) -> FSMStore:
@@ -81,58 +77,29 @@ class TrunklineStorage(BaseStorage):
 
     async def get_state(self, key: StorageKey) -> str | None:
         async with self._source.calling(_bot_name(key)) as store:
-            stored = await store.get_state(_bot_name(key), _place(key))
+            stored = await store.get_state(_bot_name(key), _store_key(key))
         return None if stored is None else stored.state
 
     async def set_state(self, key: StorageKey, state: StateType = None) -> None:
         name = state.state if isinstance(state, State) else state
-        bot_name, place = _bot_name(key), _place(key)
-        async with self._changing(key) as store:
-            if name is not None:
-                await store.set_state(bot_name, place, name)
-                return
-            stored = await store.get_state(bot_name, place)
-            if stored is None:
-                return
-            if stored.data:
-                await store.set_state(bot_name, place, None)
-            else:
-                await store.clear(bot_name, place)
+        async with self._source.calling(_bot_name(key)) as store:
+            await store.set_state(_bot_name(key), _store_key(key), name, remove_empty=True)
 
     async def get_data(self, key: StorageKey) -> dict[str, Any]:
         async with self._source.calling(_bot_name(key)) as store:
-            return await store.get_data(_bot_name(key), _place(key)) or {}
+            return await store.get_data(_bot_name(key), _store_key(key)) or {}
 
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
         _check_is_map(data)
-        bot_name, place = _bot_name(key), _place(key)
-        async with self._changing(key) as store:
-            if data:
-                await store.set_data(bot_name, place, data)
-                return
-            stored = await store.get_state(bot_name, place)
-            if stored is None:
-                return
-            if stored.state is not None:
-                await store.set_data(bot_name, place, {})
-            else:
-                await store.clear(bot_name, place)
+        async with self._source.calling(_bot_name(key)) as store:
+            await store.set_data(_bot_name(key), _store_key(key), data, remove_empty=True)
 
     async def update_data(self, key: StorageKey, data: Mapping[str, Any]) -> dict[str, Any]:
         _check_is_map(data)
         if not data:
             return await self.get_data(key)
-        async with self._changing(key) as store:
-            return await store.update_data(_bot_name(key), _place(key), data)
-
-    @asynccontextmanager
-    async def _changing(self, key: StorageKey) -> AsyncGenerator[FSMStore, Any]:
-        """The store, while nobody else in this process changes this conversation.
-
-        An empty conversation is removed in two steps: a look and the removal.
-        """
-        async with self._source.calling(_bot_name(key)) as store, self._changes.hold(str(key)):
-            yield store
+        async with self._source.calling(_bot_name(key)) as store:
+            return await store.update_data(_bot_name(key), _store_key(key), data)
 
 
 class TrunklineEventIsolation(BaseEventIsolation):
@@ -164,7 +131,7 @@ class TrunklineEventIsolation(BaseEventIsolation):
     async def lock(self, key: StorageKey) -> AsyncGenerator[None, None]:
         bot_name = _bot_name(key)
         store = await self._source.ready(bot_name)
-        async with store.lock(bot_name, _place(key)):
+        async with store.lock(bot_name, _store_key(key)):
             yield
 
     async def close(self) -> None:
@@ -254,7 +221,7 @@ def _bot_name(key: StorageKey) -> str:
     return f"aiogram:{key.bot_id}"
 
 
-def _place(key: StorageKey) -> tuple[int | str | None, ...]:
+def _store_key(key: StorageKey) -> tuple[int | str | None, ...]:
     return (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
 
 

@@ -1,0 +1,95 @@
+"""What two processes do to aiogram's conversations on one database, to be run beside each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from aiogram.fsm.storage.base import StorageKey
+
+from tests.servers.writer import processes
+from trunkline import FSMStore
+from trunkline.integrations.aiogram import TrunklineStorage
+
+#: Conversations, each of which both processes change at about the same time.
+KEYS = [StorageKey(bot_id=1, chat_id=number, user_id=7) for number in range(1_600)]
+
+
+class TwoStepStorage(TrunklineStorage):
+    """Looks whether a conversation is empty, and then removes it: two operations."""
+
+    async def set_state(self, key: StorageKey, state: Any = None) -> None:
+        if state is not None or await self.get_data(key):
+            await super().set_state(key, state)
+            return
+        where = (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
+        async with self._source.calling("aiogram:1") as store:
+            await store.clear("aiogram:1", where)
+
+
+def lost_updates(url: str, kind: type[TrunklineStorage]) -> int:
+    """How many acknowledged updates of one process the other process has removed."""
+    anyio.run(_count_lost, url)  # makes the tables
+    start = processes.Barrier(2)
+    workers = [
+        processes.Process(target=target, args=(url, kind, start))
+        for target in (end_conversations, add_names)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    return anyio.run(_count_lost, url)
+
+
+def end_conversations(url: str, kind: type[TrunklineStorage], start: Any) -> None:
+    async def main() -> None:
+        async with _storage(url, kind) as storage:
+            await _for_all(KEYS, lambda key: storage.set_state(key, "asked"))
+            start.wait(60)
+            await _for_all(KEYS, lambda key: storage.set_state(key, None))
+
+    anyio.run(main)
+
+
+def add_names(url: str, kind: type[TrunklineStorage], start: Any) -> None:
+    async def main() -> None:
+        async with _storage(url, kind) as storage:
+            start.wait(60)
+            # In another order, so that the two meet at many different moments of each other.
+            keys = random.Random(1).sample(KEYS, len(KEYS))
+            await _for_all(keys, lambda key: storage.update_data(key, {"name": "Ada"}))
+
+    anyio.run(main)
+
+
+@asynccontextmanager
+async def _storage(
+    url: str, kind: type[TrunklineStorage]
+) -> AsyncGenerator[TrunklineStorage, None]:
+    storage = kind(FSMStore(url, call_timeout_ms=60_000))
+    async with storage.store:
+        yield storage
+
+
+async def _for_all(keys: list[StorageKey], change: Callable[[StorageKey], Any]) -> None:
+    for number in range(0, len(keys), 16):
+        async with anyio.create_task_group() as task_group:
+            for key in keys[number : number + 16]:
+                task_group.start_soon(change, key)
+
+
+async def _count_lost(url: str) -> int:
+    lost = []
+
+    async def look(key: StorageKey) -> None:
+        if await storage.get_data(key) != {"name": "Ada"}:
+            lost.append(key)
+
+    async with _storage(url, TrunklineStorage) as storage:
+        await _for_all(KEYS, look)
+    return len(lost)
