@@ -244,7 +244,9 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
     def summary(self) -> dict[tuple[str, Step], int]:
         counts: Counter[tuple[str, Step]] = Counter()
         for page in self.scan(with_fields=False):
-            counts.update((key.bot_name, record.step) for key, record in page)
+            for key, stored, _ in page:
+                with reading(key):
+                    counts[key.bot_name, _stored_step(stored)] += 1
         return dict(counts)
 
     @property
@@ -254,46 +256,19 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
     def namespaces(self) -> list[str]:
         return self.server.namespaces("trunkline:{*}:fsm:\\[*")
 
-    def scan(self, *, with_fields: bool = True) -> Iterator[list[tuple[RecordKey, Record]]]:
-        """Every record, a page at a time; one that changes meanwhile, maybe twice."""
+    def scan(self, *, with_fields: bool) -> Iterator[list[tuple[RecordKey, Any, int | None]]]:
+        """Key, raw hash and end of every record, a page at a time.
+
+        One that changes meanwhile may come twice.
+        """
         cursor = b"0"
         while True:
             arguments = [cursor, self._pattern, int(with_fields)]
-            cursor, found = self.server.call(ScriptCall(_SCAN, [], arguments))
-            page = []
-            for name, raw, end in found:
-                key = self._record_key(name)
-                with reading(key):
-                    stored = _map(raw)
-                    fields = _decoded(stored) if with_fields else {}
-                    step = _stored_step(stored)
-                page.append((key, Record(step, fields, int(end) if end else None)))
-            if page:
-                yield page
-            if cursor == b"0":
-                return
-
-    def present(self, keys: Collection[RecordKey]) -> set[RecordKey]:
-        """Those of `keys` that have a record."""
-        found = self.server.call(ScriptCall(_EXIST, [self._key(key) for key in keys]))
-        return {key for key, exists in zip(keys, found, strict=True) if exists}
-
-    def restore(self, page: Sequence[tuple[RecordKey, Record]]) -> None:
-        """Store what `scan` returned, and let it expire at the same time."""
-        calls = []
-        for key, record in page:
-            step, end = record.step, record.expires_at_ms
-            head = ["" if end is None else end, optional(step.flow), optional(step.state)]
-            calls.append(ScriptCall(_RESTORE, [self._key(key)], [*head, *_flat(record.fields)]))
-        for result in self.server.call_all(calls):
-            if isinstance(result, Exception):
-                raise result
-
-    def erase(self) -> None:
-        """Remove every record of the namespace."""
-        cursor = b"0"
-        while True:
-            cursor = self.server.call(ScriptCall(_ERASE, [], [cursor, self._pattern]))
+            cursor, page = self.server.call(ScriptCall(_SCAN, [], arguments))
+            yield [
+                (self._record_key(name), _map(raw), int(end) if end else None)
+                for name, raw, end in page
+            ]
             if cursor == b"0":
                 return
 
@@ -356,41 +331,42 @@ class _RecordTable(Table):
 
     def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
         for page in self._adapter.scan(with_fields=not keys_only):
-            yield [
-                (key.bot_name, key.key)
-                if keys_only
-                else (
-                    key.bot_name,
-                    key.key,
-                    record.step.flow,
-                    record.step.state,
-                    msgspec.msgpack.encode(encode_fields(record.fields)),
-                    record.expires_at_ms,
-                )
-                for key, record in page
-                if record.expires_at_ms is None or record.expires_at_ms > at_ms
-            ]
+            live = [one for one in page if one[2] is None or one[2] > at_ms]
+            if keys_only:
+                yield [(key.bot_name, key.key) for key, _, _ in live]
+            else:
+                yield [self._row(key, stored, end) for key, stored, end in live]
+
+    def _row(self, key: RecordKey, stored: Mapping[bytes, bytes], end: int | None) -> Row:
+        with reading(key):
+            step, fields = _stored_step(stored), msgspec.msgpack.encode(_encoded(stored))
+        return (key.bot_name, key.key, step.flow, step.state, fields, end)
 
     def present(self, keys: Collection[Key]) -> set[Key]:
-        return {
-            (one.bot_name, one.key)
-            for one in self._adapter.present([RecordKey(*key) for key in keys])
-        }
+        names = [self._adapter._key(RecordKey(*key)) for key in keys]
+        found = self._adapter.server.call(ScriptCall(_EXIST, names))
+        return {key for key, exists in zip(keys, found, strict=True) if exists}
 
     def load(self, rows: Sequence[Row]) -> None:
-        self._adapter.restore(
-            [
-                (RecordKey(bot_name, key), Record(Step(flow, state), _decode_row(fields), end))
-                for bot_name, key, flow, state, fields, end in rows
-            ]
-        )
+        calls = []
+        for bot_name, key, flow, state, encoded, end in rows:
+            fields = msgspec.msgpack.decode(encoded, type=dict[bytes, bytes])
+            head = ["" if end is None else end, optional(flow), optional(state)]
+            name = self._adapter._key(RecordKey(bot_name, key))
+            calls.append(
+                ScriptCall(_RESTORE, [name], [*head, *chain.from_iterable(fields.items())])
+            )
+        for result in self._adapter.server.call_all(calls):
+            if isinstance(result, Exception):
+                raise result
 
     def erase(self) -> None:
-        self._adapter.erase()
-
-
-def _decode_row(fields: bytes) -> Fields:
-    return decode_fields(msgspec.msgpack.decode(fields, type=dict[bytes, bytes]))
+        cursor = b"0"
+        while True:
+            arguments = [cursor, self._adapter._pattern]
+            cursor = self._adapter.server.call(ScriptCall(_ERASE, [], arguments))
+            if cursor == b"0":
+                return
 
 
 def _ttl(ttl_ms: int | None) -> str:
@@ -425,11 +401,15 @@ def _fields(raw: Any, key: RecordKey) -> Fields:
 
 
 def _decoded(stored: Mapping[bytes, bytes]) -> Fields:
-    """The data, in the order of its names."""
+    return decode_fields(_encoded(stored))
+
+
+def _encoded(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The data as it is stored, in the order of its names."""
     count = len(stored) - 1 - (b"flow" in stored) - (b"state" in stored)
     # Joined names with the head of an array before them are an array.
     names = decode(b"\xdd%b%b" % (count.to_bytes(4, "big"), stored[b"names"]))
-    return {name: decode(stored[b"." + encode(name)]) for name in names}
+    return {(name := encode(one)): stored[b"." + name] for one in names}
 
 
 def _step(raw: Any, key: RecordKey) -> Step | None:
