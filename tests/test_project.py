@@ -59,10 +59,29 @@ def run_python(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+#: A test of the guide's adapter beside its contract: `trunkline copy` to it, and from it.
+COPY = """
+import anyio
+from trunkline.admin import copy_database
+
+def test_copy(tmp_path):
+    async def use(url, *new):
+        async with SignalStore(url) as store:
+            await store.set({"session": dict(new)})
+            return await store.get("session", ["ann", "bob"])
+
+    urls = [f"sqlite:///{tmp_path}/a.db", f"folder://{tmp_path}", f"sqlite:///{tmp_path}/b.db"]
+    anyio.run(use, urls[0], ("ann", b"1"), ("bob", b"2"))
+    for source, target in zip(urls, urls[1:]):
+        assert copy_database(source, target).copied == 2
+    assert anyio.run(use, urls[2]) == {"ann": b"1", "bob": b"2"}
+"""
+
+
 @pytest.mark.slow
-def test_the_adapter_of_the_guide_keeps_its_contract(tmp_path):
-    (tmp_path / "test_guide.py").write_text(ADAPTER)
-    options = ["-q", "-p", "no:cacheprovider", "-k", "asyncio"]
+def test_the_adapter_of_the_guide_keeps_its_contract_and_is_copied(tmp_path):
+    (tmp_path / "test_guide.py").write_text(ADAPTER + COPY)
+    options = ["-q", "-p", "no:cacheprovider", "-k", "asyncio or copy"]
     done = run_python("-m", "pytest", *options, "test_guide.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
