@@ -38,7 +38,7 @@ INSERT = (
 )
 
 SELECT_PAGE = (
-    f"SELECT document FROM {message_table.name} WHERE room_id = ?"
+    f"SELECT document FROM {message_table.name} WHERE namespace = 'default' AND room_id = ?"
     f" ORDER BY inserted_at_us DESC, id DESC LIMIT {PAGE}"
 )
 
@@ -61,12 +61,14 @@ def make_messages() -> Iterator[Message]:
 def row_of(message: Message) -> tuple[Any, ...]:
     """What our adapter stores of one, in the order of `COLUMNS`."""
     return (
+        "default",
         message.id,
         message.room_id,
         message.thread_id,
         message.metadata["channel"],
         message.metadata["bridge_id"],
         str(message.external_id),
+        None,
         (message.inserted_at - _EPOCH) // _MICROSECOND,
         msgspec.json.encode(message).decode(),
     )

@@ -89,11 +89,15 @@ def many_messages(url, count, size=10):
     fill(url, ["persistence"])
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         row = connection.execute("SELECT * FROM trunkline_messages LIMIT 1").fetchone()
+        room_id, instant = row[2], row[-2]
         document = json.loads(row[-1]) | {"content": "x" * size, "external_id": None}
         connection.executemany(
             f"INSERT INTO trunkline_messages VALUES ({', '.join('?' * len(row))})",
             (
-                (id_, row[1], None, None, None, None, row[6], json.dumps(document | {"id": id_}))
+                (
+                    *("default", id_, room_id, None, None, None, None, None, instant),
+                    json.dumps(document | {"id": id_}),
+                )
                 for id_ in (f"many-{number:09}" for number in range(count))
             ),
         )
@@ -501,8 +505,8 @@ def test_a_copy_into_postgresql_that_was_killed_is_resumed(postgres_url):
         # A row under the id of a message in the middle, not committed: the copy waits for it.
         blocker.execute("SET session_replication_role = replica")  # without a room
         blocker.execute(
-            "INSERT INTO trunkline_messages (id, room_id, inserted_at_us, document)"
-            " VALUES ('many-000012345', 'r', 0, '{}')"
+            "INSERT INTO trunkline_messages (namespace, id, room_id, inserted_at_us, document)"
+            " VALUES ('default', 'many-000012345', 'r', 0, '{}')"
         )
         with start("sqlite:///bot.db", postgres_url) as process:
             deadline = monotonic() + PATIENCE

@@ -172,7 +172,7 @@ def test_the_report_is_plain_fits_the_terminal_and_has_every_count(capsys, bot_d
     assert max(map(len, text.splitlines())) <= 80
     for kind, count in COUNTS.items():
         assert re.search(rf"^  {kind.replace('_', ' ')} +{count}\b", text, re.MULTILINE)
-    assert "Persistence, schema version 1" in text
+    assert "Persistence, schema version 2" in text
     assert "14 conversations of 2 bots" in text
     assert re.search(rf"shop +register +get_name +{CONVERSATIONS - CONVERSATIONS // 3}\b", text)
     assert re.search(r"pre-key +20 +entries", text)
@@ -347,7 +347,7 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
     assert main(["inspect", bot_db]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Fsm, schema version 99 This trunkline works with schema version 2" in text
-    assert "Persistence, schema version 1 rooms" in text
+    assert "Persistence, schema version 2 rooms" in text
     found = inspect_as_json(capsys, bot_db)
     assert found["stores"]["fsm"] == {"version": 99, "known_version": 2}
     assert found["namespaces"]["default"]["conversations"] is None

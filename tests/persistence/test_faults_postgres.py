@@ -194,11 +194,12 @@ async def test_a_batch_that_meets_another_process_lets_go_of_its_locks(postgres_
 def add_participant(connection: psycopg.Connection, participant_id: str, external_id: str) -> None:
     document = Participant.new(id=participant_id, external_ids={"test": external_id})
     connection.execute(
-        "INSERT INTO trunkline_participants (id, document) VALUES (%s, %s)",
+        "INSERT INTO trunkline_participants (namespace, id, document) VALUES ('default', %s, %s)",
         [participant_id, msgspec.json.encode(document).decode()],
     )
     connection.execute(
         "INSERT INTO trunkline_participant_external_ids"
-        " (participant_id, channel, external_id, holder) VALUES (%s, 'test', %s, 1)",
+        " (namespace, participant_id, channel, external_id, holder)"
+        " VALUES ('default', %s, 'test', %s, 1)",
         [participant_id, external_id],
     )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from heapq import nlargest
 from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from uuid_utils import NAMESPACE_URL, uuid5
 
 from trunkline.backends import Adapter
-from trunkline.errors import NotFound, StoreUnavailable, TrunklineError
+from trunkline.errors import StoreUnavailable, TrunklineError
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -73,6 +72,24 @@ class Inbound(msgspec.Struct, frozen=True):
     thread: Thread | None = None
     #: Whether the same message came in before.
     duplicate: bool = False
+
+    @property
+    def key(self) -> str | None:
+        """The same for the same message of the same external room; `None` without an external id.
+
+        trunkline 0.1 gave this key to the message as its id.
+        """
+        if self.message.external_id is None:
+            return None
+        binding = self.binding
+        parts = (
+            binding.channel,
+            binding.bridge_id,
+            str(binding.external_room_id),
+            str(self.message.external_id),
+        )
+        name = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts)
+        return str(uuid5(NAMESPACE_URL, f"trunkline:{name}"))
 
 
 class PersistenceAdapter(Adapter, ABC):
@@ -314,46 +331,19 @@ class PersistenceAdapter(Adapter, ABC):
 
     # -- as a whole ------------------------------------------------------------------------------
 
+    @abstractmethod
     def save_inbound(self, inbound: Inbound) -> Inbound:
         """Store a message with its room, participant and thread, together or not at all.
 
         The room is the one that the binding's external room is bound to, else `inbound.room`,
         bound; the participant likewise by their external id on the binding's channel, the thread by
         its external id in the room. The message that it replies to is looked up in the room by
-        `external_reply_to_id`. A message that is there already is left as it is, and returned with
-        `duplicate`.
+        `external_reply_to_id`. A message that is there already, under its id or its `key`, is left
+        as it is, and returned with `duplicate`: one message however many callers race, in one
+        process or several. Saving or moving the message later does not change its key.
+
+        Raises `AlreadyBound` if the binding has the id of one of another external room.
         """
-        binding, participant, thread = inbound.binding, inbound.participant, inbound.thread
-        room = self.get_or_create_room_by_external_binding(inbound.room, binding)
-        if participant is not None:
-            external_id = str(participant.external_ids[binding.channel])
-            participant = self.get_or_create_participant_by_external_id(
-                binding.channel, external_id, participant
-            )
-        message = inbound.message
-        try:
-            stored = self.get_message(message.id)
-        except NotFound:
-            reply_to_id = message.reply_to_id
-            if reply_to_id is None and message.external_reply_to_id is not None:
-                with suppress(NotFound):
-                    reply_to_id = self.get_message_by_external_id(
-                        binding.channel,
-                        binding.bridge_id,
-                        str(message.external_reply_to_id),
-                        room.id,
-                    ).id
-            if thread is not None:
-                thread = self._get_or_create_thread(replace(thread, room_id=room.id))
-            message = replace(
-                message,
-                room_id=room.id,
-                sender_id=None if participant is None else participant.id,
-                thread_id=message.thread_id if thread is None else thread.id,
-                reply_to_id=reply_to_id,
-            )
-            return Inbound(room, participant, self.save_message(message), binding, thread)
-        return Inbound(room, participant, stored, binding, thread, duplicate=True)
 
     def save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
         """`save_inbound` for each, in their order; an error fails its own message alone.
@@ -361,13 +351,6 @@ class PersistenceAdapter(Adapter, ABC):
         Override it where a database can do better.
         """
         return [_result(self.save_inbound, inbound) for inbound in inbounds]
-
-    def _get_or_create_thread(self, candidate: Thread) -> Thread:
-        try:
-            external_id = str(candidate.external_thread_id)
-            return self.get_thread_by_external_id(candidate.room_id, external_id)
-        except NotFound:
-            return self.save_thread(candidate)
 
     @abstractmethod
     def counts(self) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 from trunkline.errors import InvalidModel
 from trunkline.persistence.adapter import Inbound
@@ -16,7 +15,6 @@ from trunkline.persistence.models import (
     Room,
     RoomBinding,
     Thread,
-    new_id,
 )
 from trunkline.persistence.validation import (
     require_external_id,
@@ -24,7 +22,6 @@ from trunkline.persistence.validation import (
     require_mapping,
     shown,
 )
-from trunkline.routing import SessionKey
 
 __all__ = ("new_inbound", "new_participant", "new_room")
 
@@ -63,16 +60,12 @@ def new_inbound(
     if external_thread_id is not None:
         external_thread_id = require_external_id("external_thread_id", external_thread_id)
         thread = Thread(room_id=new.id, external_thread_id=external_thread_id)
-    external_id = _optional("external_message_id", external_message_id)
-    # The same message has the same id wherever it comes in, so that it is stored once.
-    key = f"trunkline:{SessionKey(channel, bridge_id, str(external_room_id), str(external_id))}"
     message = Message.new(
-        id=new_id() if external_id is None else str(uuid5(NAMESPACE_URL, key)),
         room_id=new.id,
         sender_id=None if sender is None else sender.id,
         thread_id=None if thread is None else thread.id,
         content=content,
-        external_id=external_id,
+        external_id=_optional("external_message_id", external_message_id),
         external_thread_id=external_thread_id,
         external_reply_to_id=_optional("external_reply_to_id", external_reply_to_id),
         delivery_external_room_id=external_room_id,

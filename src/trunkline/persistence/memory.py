@@ -10,7 +10,13 @@ from msgspec.structs import replace
 
 from trunkline.backends import AdapterOptions
 from trunkline.errors import AlreadyBound, NotFound
-from trunkline.persistence.adapter import KINDS, DirectoryQuery, DirectoryTarget, PersistenceAdapter
+from trunkline.persistence.adapter import (
+    KINDS,
+    DirectoryQuery,
+    DirectoryTarget,
+    Inbound,
+    PersistenceAdapter,
+)
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -70,6 +76,9 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         self._bindings_of_room = _Index[str, RoomBinding](_room_of, _time_of, self._bindings)
         #: (channel, bridge id, external id) → binding id.
         self._binding_of_external: dict[tuple[str, str, str], str] = {}
+        #: The key of a message that came in → its id, and back.
+        self._message_of_key: dict[str, str] = {}
+        self._key_of_message: dict[str, str] = {}
         #: (channel, external id) → participant ids; first the one that the external id stands for.
         self._participants_of_external: dict[tuple[str, str], list[str]] = {}
 
@@ -88,7 +97,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         messages = self._messages_of_room.of(room_id, last=limit)
         threads = self._threads_of_room.of(room_id, last=limit - len(messages))
         for message in messages:
-            self._messages.remove(message.id)
+            self.delete_message(message.id)
         for thread in threads:
             self._threads.remove(thread.id)
         if self._messages_of_room.of(room_id) or self._threads_of_room.of(room_id):
@@ -168,6 +177,9 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
 
     def delete_message(self, message_id: str) -> None:
         self._messages.remove(message_id)
+        key = self._key_of_message.pop(message_id, None)
+        if key is not None:
+            del self._message_of_key[key]
 
     def get_message_by_external_id(
         self, channel: str, bridge_id: str, external_id: str, room_id: str | None
@@ -354,6 +366,48 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         del self._subscriptions[key]
 
     # -- as a whole ------------------------------------------------------------------------------
+
+    def save_inbound(self, inbound: Inbound) -> Inbound:
+        binding, participant, thread = inbound.binding, inbound.participant, inbound.thread
+        room = self.get_or_create_room_by_external_binding(inbound.room, binding)
+        if participant is not None:
+            external_id = str(participant.external_ids[binding.channel])
+            participant = self.get_or_create_participant_by_external_id(
+                binding.channel, external_id, participant
+            )
+        if thread is not None:
+            external_id = str(thread.external_thread_id)
+            found = self._threads_of_external.of((room.id, external_id))
+            thread = (
+                checked(found[-1]) if found else self.save_thread(replace(thread, room_id=room.id))
+            )
+        inbound = replace(inbound, room=room, participant=participant, thread=thread)
+        message, key = inbound.message, inbound.key
+        standing = self._messages.peek(
+            message.id if key is None else self._message_of_key.get(key, message.id)
+        )
+        if standing is not None:
+            return replace(inbound, message=checked(standing), duplicate=True)
+        message = replace(
+            message,
+            room_id=room.id,
+            sender_id=None if participant is None else participant.id,
+            thread_id=message.thread_id if thread is None else thread.id,
+            reply_to_id=message.reply_to_id or self._replied_to(inbound),
+        )
+        if key is not None:
+            self._message_of_key[key], self._key_of_message[message.id] = message.id, key
+        return replace(inbound, message=self._messages.put(message))
+
+    def _replied_to(self, inbound: Inbound) -> str | None:
+        binding, external_id = inbound.binding, inbound.message.external_reply_to_id
+        if external_id is None:
+            return None
+        found = self._messages_of_external.of(
+            (binding.channel, binding.bridge_id, str(external_id))
+        )
+        ids = [message.id for message in found if message.room_id == inbound.room.id]
+        return ids[-1] if ids else None
 
     def counts(self) -> dict[str, int]:
         return {kind: len(self._of_kind(kind)) for kind in KINDS}

@@ -1,13 +1,16 @@
 """The tables of persistence: real columns for what is searched or sorted, the model as JSON.
 
-A model is stored whole in `document`; the columns beside it are what its look-ups need. Instants
-are microseconds since 1970 in UTC, external ids are text. Changing a table means a further
-migration, never a change of one that was released.
+A model is stored whole in `document`; the columns beside it are what its look-ups need. A namespace
+leads every key and index. Instants are microseconds since 1970 in UTC, external ids are text.
+Changing a table means a further migration, never a change of one that was released.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+
+from trunkline.errors import ConfigurationError
+from trunkline.persistence.validation import folded
 
 __all__ = (
     "MIGRATIONS",
@@ -30,144 +33,154 @@ _metadata = sa.MetaData()
 _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
-def _of_room(*, primary_key: bool = False) -> sa.Column[str]:
-    return sa.Column(
-        "room_id",
-        _TEXT,
-        sa.ForeignKey("trunkline_rooms.id", ondelete="CASCADE"),
-        primary_key=primary_key,
-        nullable=False,
-    )
+def _key(*names: str) -> list[sa.Column[str]]:
+    return [sa.Column(name, _TEXT, primary_key=True) for name in ("namespace", *names)]
+
+
+def _text(name: str, *, nullable: bool = True) -> sa.Column[str]:
+    return sa.Column(name, _TEXT, nullable=nullable)
+
+
+def _instant() -> sa.Column[int]:
+    return sa.Column("inserted_at_us", sa.BigInteger, nullable=False)
 
 
 def _document() -> sa.Column[str]:
     return sa.Column("document", _TEXT, nullable=False)
 
 
+def _belongs_to(table: str, column: str) -> sa.ForeignKeyConstraint:
+    parent = [f"{table}.namespace", f"{table}.id"]
+    return sa.ForeignKeyConstraint(["namespace", column], parent, ondelete="CASCADE")
+
+
+def _index(name: str, *columns: str, unique: bool = False, without_null: str = "") -> sa.Index:
+    where = sa.text(f"{without_null} IS NOT NULL") if without_null else None
+    return sa.Index(
+        f"trunkline_{name}",
+        "namespace",
+        *columns,
+        unique=unique,
+        sqlite_where=where,
+        postgresql_where=where,
+    )
+
+
 rooms = sa.Table(
     "trunkline_rooms",
     _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    sa.Column("type", _TEXT, nullable=False),
+    *_key("id"),
+    _text("type", nullable=False),
     #: The name, case-folded, for the directory.
-    sa.Column("folded_name", _TEXT),
+    _text("folded_name"),
     _document(),
-    sa.Index("trunkline_rooms_by_type", "type", "id"),
+    _index("rooms_by_type", "type", "id"),
 )
 
 participants = sa.Table(
-    "trunkline_participants",
-    _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    sa.Column("folded_name", _TEXT),
-    _document(),
+    "trunkline_participants", _metadata, *_key("id"), _text("folded_name"), _document()
 )
 
 participant_external_ids = sa.Table(
     "trunkline_participant_external_ids",
     _metadata,
-    sa.Column(
-        "participant_id",
-        _TEXT,
-        sa.ForeignKey("trunkline_participants.id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    sa.Column("channel", _TEXT, primary_key=True),
-    sa.Column("external_id", _TEXT, nullable=False),
+    *_key("participant_id", "channel"),
+    _text("external_id", nullable=False),
     #: 1 for the one that get_or_create finds, NULL for others saved later with the same id.
     sa.Column("holder", sa.Integer),
-    sa.UniqueConstraint("channel", "external_id", "holder", name="trunkline_participant_holder"),
+    _belongs_to("trunkline_participants", "participant_id"),
+    _index("participants_by_external_id", "channel", "external_id", "holder", unique=True),
 )
 
 messages = sa.Table(
     "trunkline_messages",
     _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    _of_room(),
-    sa.Column("thread_id", _TEXT),
-    sa.Column("channel", _TEXT),
-    sa.Column("bridge_id", _TEXT),
-    sa.Column("external_id", _TEXT),
-    sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
+    *_key("id"),
+    _text("room_id", nullable=False),
+    _text("thread_id"),
+    _text("channel"),
+    _text("bridge_id"),
+    _text("external_id"),
+    #: `Inbound.key` of a message that came in; stays when the message is saved again.
+    sa.Column("inbound_key", _TEXT, info={"kept_on_update": True}),
+    _instant(),
     _document(),
-    sa.Index("trunkline_messages_by_room", "room_id", "inserted_at_us", "id"),
-)
-sa.Index(
-    "trunkline_messages_by_thread",
-    messages.c.room_id,
-    messages.c.thread_id,
-    messages.c.inserted_at_us,
-    messages.c.id,
-    sqlite_where=messages.c.thread_id.is_not(None),
-    postgresql_where=messages.c.thread_id.is_not(None),
-)
-sa.Index(
-    "trunkline_messages_by_external_id",
-    messages.c.channel,
-    messages.c.bridge_id,
-    messages.c.external_id,
-    messages.c.inserted_at_us,
-    sqlite_where=messages.c.external_id.is_not(None),
-    postgresql_where=messages.c.external_id.is_not(None),
+    _belongs_to("trunkline_rooms", "room_id"),
+    _index("messages_by_room", "room_id", "inserted_at_us", "id"),
+    _index(
+        "messages_by_thread",
+        "room_id",
+        "thread_id",
+        "inserted_at_us",
+        "id",
+        without_null="thread_id",
+    ),
+    # An index of PostgreSQL has no place for all five ids.
+    _index(
+        "messages_by_external_id",
+        "external_id",
+        "room_id",
+        "inserted_at_us",
+        without_null="external_id",
+    ),
+    _index("messages_that_came_in", "inbound_key", unique=True, without_null="inbound_key"),
 )
 
 threads = sa.Table(
     "trunkline_threads",
     _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    _of_room(),
-    sa.Column("external_thread_id", _TEXT),
-    sa.Column("root_message_id", _TEXT),
-    sa.Column("status", _TEXT, nullable=False),
-    sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
+    *_key("id"),
+    _text("room_id", nullable=False),
+    _text("external_thread_id"),
+    _text("root_message_id"),
+    _text("status", nullable=False),
+    _instant(),
     _document(),
-    sa.Index("trunkline_threads_by_room", "room_id", "inserted_at_us", "id"),
-    sa.Index("trunkline_threads_by_external_id", "room_id", "external_thread_id"),
-    sa.Index("trunkline_threads_by_root", "room_id", "root_message_id"),
+    _belongs_to("trunkline_rooms", "room_id"),
+    _index("threads_by_room", "room_id", "inserted_at_us", "id"),
+    _index("threads_by_external_id", "room_id", "external_thread_id"),
+    _index("threads_by_root", "room_id", "root_message_id"),
 )
 
 room_bindings = sa.Table(
     "trunkline_room_bindings",
     _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    _of_room(),
-    sa.Column("channel", _TEXT, nullable=False),
-    sa.Column("bridge_id", _TEXT, nullable=False),
-    sa.Column("external_room_id", _TEXT, nullable=False),
-    sa.Column("inserted_at_us", sa.BigInteger, nullable=False),
+    *_key("id"),
+    _text("room_id", nullable=False),
+    _text("channel", nullable=False),
+    _text("bridge_id", nullable=False),
+    _text("external_room_id", nullable=False),
+    _instant(),
     _document(),
-    sa.UniqueConstraint(
-        "channel", "bridge_id", "external_room_id", name="trunkline_room_bindings_once"
-    ),
-    sa.Index("trunkline_room_bindings_by_room", "room_id", "inserted_at_us", "id"),
+    _belongs_to("trunkline_rooms", "room_id"),
+    _index("rooms_by_external_id", "channel", "bridge_id", "external_room_id", unique=True),
+    _index("room_bindings_by_room", "room_id", "inserted_at_us", "id"),
 )
 
-onboarding_flows = sa.Table(
-    "trunkline_onboarding_flows",
-    _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
-    _document(),
-)
+onboarding_flows = sa.Table("trunkline_onboarding_flows", _metadata, *_key("id"), _document())
 
 bridge_configs = sa.Table(
     "trunkline_bridge_configs",
     _metadata,
-    sa.Column("id", _TEXT, primary_key=True),
+    *_key("id"),
     sa.Column("enabled", sa.Boolean, nullable=False),
     _document(),
 )
 
 routing_policies = sa.Table(
-    "trunkline_routing_policies", _metadata, _of_room(primary_key=True), _document()
+    "trunkline_routing_policies",
+    _metadata,
+    *_key("room_id"),
+    _document(),
+    _belongs_to("trunkline_rooms", "room_id"),
 )
 
 ingress_subscriptions = sa.Table(
     "trunkline_ingress_subscriptions",
     _metadata,
-    sa.Column("bridge_id", _TEXT, primary_key=True),
-    #: An empty string for a subscription without an id.
-    sa.Column("subscription_id", _TEXT, primary_key=True),
-    sa.Column("status", _TEXT, nullable=False),
+    #: The subscription id is an empty string for a subscription without one.
+    *_key("bridge_id", "subscription_id"),
+    _text("status", nullable=False),
     _document(),
 )
 
@@ -176,8 +189,65 @@ tables = tuple(_metadata.sorted_tables)
 
 
 def _create(connection: sa.Connection) -> None:
+    """The present tables, in a database that has none."""
+    inspector = sa.inspect(connection)
+    for table in tables:
+        if inspector.has_table(table.name):
+            found = {column["name"] for column in inspector.get_columns(table.name)}
+            if found != set(table.columns.keys()):
+                raise ConfigurationError(
+                    f"the database has a table {table.name} that trunkline did not make: its"
+                    f" columns are {', '.join(sorted(found))}"
+                )
     _metadata.create_all(connection)
 
 
+def _add_namespace(connection: sa.Connection) -> None:
+    """From version 1, of trunkline 0.1, to 2: rows get the namespace `default`."""
+    inspector = sa.inspect(connection)
+    columns = {
+        table: [column["name"] for column in inspector.get_columns(table.name)] for table in tables
+    }
+    if "namespace" in columns[rooms]:
+        return  # `_create` has just made them
+    for table in tables:
+        for index in inspector.get_indexes(table.name):
+            if "duplicates_constraint" not in index:
+                connection.exec_driver_sql(f"DROP INDEX {index['name']}")
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {table.name}_1")
+    _metadata.create_all(connection)
+    for table in tables:
+        names = values = ", ".join(columns[table])
+        if table is messages:
+            # What came in had its key as its id, a UUID of version 5.
+            names = f"{names}, inbound_key"
+            values += ", CASE WHEN external_id <> '' AND substr(id, 15, 1) = '5' THEN id END"
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} (namespace, {names})"
+            f" SELECT 'default', {values} FROM {table.name}_1"
+        )
+    for table in reversed(tables):
+        connection.exec_driver_sql(f"DROP TABLE {table.name}_1")
+    for table in (rooms, participants):
+        _fold_names(connection, table)
+
+
+def _fold_names(connection: sa.Connection, table: sa.Table) -> None:
+    """Names were folded without being normalised, which changes none in ASCII."""
+    rows = connection.execute(sa.select(table.c.id, table.c.folded_name)).all()
+    changed = [
+        {"of_id": row.id, "folded": folded(row.folded_name)}
+        for row in rows
+        if row.folded_name is not None and not row.folded_name.isascii()
+    ]
+    if changed:
+        connection.execute(
+            sa.update(table)
+            .where(table.c.id == sa.bindparam("of_id"))
+            .values(folded_name=sa.bindparam("folded")),
+            changed,
+        )
+
+
 #: The steps that lead to the present schema. Their number is its version.
-MIGRATIONS = (_create,)
+MIGRATIONS = (_create, _add_namespace)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
-from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends import AdapterOptions, Conflict
 from trunkline.backends.sql import Database, Result, SQLAdapter
@@ -22,6 +21,7 @@ from trunkline.persistence.adapter import (
     Inbound,
     PersistenceAdapter,
 )
+from trunkline.persistence.documents import dump_model, load_model
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -119,13 +119,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- participants ----------------------------------------------------------------------------
 
     def save_participant(self, participant: Participant) -> Participant:
+        # Its row is locked now, and so its external ids are nobody else's to change.
         self._upsert(participants, _participant_row(participant))
-        held = self._take_external_ids(participant.id)
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
-        for channel, external_id in sorted(held - ids):
-            self._promote_holder(channel, external_id)
-        for channel, external_id in sorted(ids):
-            self._add_external_id(participant.id, channel, external_id)
+        self._replace_external_ids(participant.id, ids)
         return participant
 
     def get_participant(self, participant_id: str) -> Participant:
@@ -137,10 +134,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         )
 
     def delete_participant(self, participant_id: str) -> None:
-        held = self._take_external_ids(participant_id)
-        self._execute(_delete_by_id(participants), {"id": participant_id})
-        for channel, external_id in sorted(held):
-            self._promote_holder(channel, external_id)
+        key = {"id": participant_id}
+        if self._first(Participant, _locked(participants), key) is not None:
+            self._replace_external_ids(participant_id, set())
+            self._execute(_delete_by_id(participants), key)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
@@ -149,54 +146,53 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         found = self._first(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
         if found is not None:
             return found
-        if not self.database.insert_if_absent(participants, _participant_row(candidate)):
-            known = self.get_participant(candidate.id)
-            ids = {**known.external_ids, channel: candidate.external_ids[channel]}
-            self.save_participant(replace(known, external_ids=ids))
-            return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
-        row = {**key, "participant_id": candidate.id, "holder": 1}
-        if self.database.insert_if_absent(participant_external_ids, row):
-            for other, value in candidate.external_ids.items():
-                if other != channel:
-                    self._add_external_id(candidate.id, other, str(value))
-            return candidate
-        # Another process was faster; its row is committed, since the insert waited for it.
-        self._execute(_delete_by_id(participants), {"id": candidate.id})
+        ids = {one: str(value) for one, value in candidate.external_ids.items()}
+        if self._insert(participants, _participant_row(candidate)):
+            self._replace_external_ids(candidate.id, set(ids.items()))
+            found = self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
+            if found.id != candidate.id:
+                # Another process was faster.
+                self.delete_participant(candidate.id)
+            return found
+        known = self._met(Participant, _locked(participants), {"id": candidate.id})
+        external_ids = {**known.external_ids, channel: candidate.external_ids[channel]}
+        self.save_participant(replace(known, external_ids=external_ids))
         return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
 
-    def _take_external_ids(self, participant_id: str) -> set[tuple[str, str]]:
-        """Delete the external ids of a participant; which they were."""
-        rows = self._execute(_TAKE_EXTERNAL_IDS, {"participant_id": participant_id}).rows
-        return {(channel, external_id) for channel, external_id in rows}
-
-    def _add_external_id(self, participant_id: str, channel: str, external_id: str) -> None:
-        row: dict[str, Any] = {
-            "participant_id": participant_id,
-            "channel": channel,
-            "external_id": external_id,
-            "holder": 1,
-        }
-        if not self.database.insert_if_absent(participant_external_ids, row):
-            self._execute(_ADD_EXTERNAL_ID, {**row, "holder": None})
-
-    def _promote_holder(self, channel: str, external_id: str) -> None:
-        """Let the next participant that was saved with this external id be the one it finds."""
-        key = {"of_channel": channel, "of_id": external_id}
-        if self._value(_HOLDER, key) is None:
-            self._execute(_PROMOTE_FIRST, key)
+    def _replace_external_ids(self, participant_id: str, ids: set[tuple[str, str]]) -> None:
+        """Let a participant, whose row is locked, have these pairs of channel and external id."""
+        rows = self._execute(_EXTERNAL_IDS, {"participant_id": participant_id}).rows
+        held = {(channel, external_id) for channel, external_id in rows}
+        for channel, external_id in sorted(held ^ ids):
+            # Who holds an external id depends on others who have it: one process at a time decides.
+            self._lock("external_id", channel, external_id)
+        for channel, external_id in sorted(held - ids):
+            self._execute(_DROP_EXTERNAL_ID, {"participant_id": participant_id, "channel": channel})
+            self.database.execute(
+                _PROMOTE_FIRST,
+                {"of_namespace": self.namespace, "of_channel": channel, "of_id": external_id},
+            )
+        for channel, external_id in sorted(ids - held):
+            row: dict[str, Any] = {
+                "participant_id": participant_id,
+                "channel": channel,
+                "external_id": external_id,
+                "holder": 1,
+            }
+            if not self._insert(participant_external_ids, row):
+                self._insert(participant_external_ids, {**row, "holder": None})
 
     # -- messages --------------------------------------------------------------------------------
 
     def save_message(self, message: Message) -> Message:
-        self._upsert_in_room(messages, _message_row(message))
+        self._require_room(message.room_id)
+        self._upsert(messages, _message_row(message))
         return message
 
     def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
-        keys = {(message.room_id,) for message in messages_}
-        known = {room_id for (room_id,) in self.database.find(rooms, keys, (rooms.c.id,))}
-        rows = [_message_row(message) for message in messages_ if message.room_id in known]
-        if rows:
-            self._upsert(messages, *rows)
+        rows = self._look_up(_ROOM_IDS, {(message.room_id,) for message in messages_})
+        known = {room_id for (room_id,) in rows}
+        self._upsert(messages, *(_message_row(one) for one in messages_ if one.room_id in known))
         return [
             message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
             for message in messages_
@@ -242,25 +238,17 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         )
 
     def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
-        statement = _by_id(messages)
-        if not self.database.is_sqlite:
-            statement = statement.with_for_update()
-        message = self._one(Message, statement, {"id": message_id}, f"no Message {message_id!r}")
-        return self.save_message(replace(message, external_id=external_id, updated_at=now()))
+        missing = f"no Message {message_id!r}"
+        message = self._one(Message, _locked(messages), {"id": message_id}, missing)
+        changed = replace(message, external_id=external_id, updated_at=now())
+        self._upsert(messages, _message_row(changed))
+        return changed
 
     # -- threads ---------------------------------------------------------------------------------
 
     def save_thread(self, thread: Thread) -> Thread:
-        row = {
-            "id": thread.id,
-            "room_id": thread.room_id,
-            "external_thread_id": _text(thread.external_thread_id),
-            "root_message_id": thread.root_message_id,
-            "status": thread.status,
-            "inserted_at_us": _microseconds(thread.inserted_at),
-            "document": _dump(thread),
-        }
-        self._upsert_in_room(threads, row)
+        self._require_room(thread.room_id)
+        self._upsert(threads, _thread_row(thread))
         return thread
 
     def get_thread(self, thread_id: str) -> Thread:
@@ -297,12 +285,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         found = self._first(Room, _ROOM_BY_BINDING, row)
         if found is not None:
             return found
-        made = self.database.insert_if_absent(rooms, _room_row(candidate))
-        if self.database.insert_if_absent(room_bindings, row):
-            return candidate if made else self.get_room(candidate.id)
         self._require_new_binding(binding)
+        room = candidate
+        is_new = self._insert(rooms, _room_row(candidate))
+        if not is_new:
+            room = self._met(Room, _by_id(rooms).with_for_update(**_KEY_SHARE), {"id": room.id})
+        if self._insert(room_bindings, row):
+            return room
         # Another process was faster; its row is committed, since the insert waited for it.
-        if made:
+        if is_new:
             self._execute(_delete_by_id(rooms), {"id": candidate.id})
         return self._met(Room, _ROOM_BY_BINDING, row)
 
@@ -315,17 +306,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         )
 
     def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
+        self._require_room(binding.room_id)
         row = _binding_row(binding)
-        try:
-            if self.database.insert_if_absent(room_bindings, row):
-                return binding
-        except IntegrityError:
-            raise NotFound(f"no Room {binding.room_id!r}") from None
         standing = self._first(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
-        self.get_room(binding.room_id)
         if standing is None:
             self._require_new_binding(binding)
-            raise Conflict("another process deletes a RoomBinding that it has just made")
+            if self._insert(room_bindings, row):
+                return binding
+            # Another process was faster; its row is committed, since the insert waited for it.
+            standing = self._met(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
         if standing.room_id == binding.room_id:
             return standing
         raise AlreadyBound(
@@ -385,17 +374,17 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
 
     def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
-        self._upsert(onboarding_flows, {"id": onboarding_id, "document": _dump(flow)})
+        self._upsert(onboarding_flows, {"id": onboarding_id, "document": dump_model(flow)})
         return flow
 
     def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
-        document = self._value(_by_id(onboarding_flows), {"id": onboarding_id})
-        if document is None:
+        rows = self._execute(_by_id(onboarding_flows), {"id": onboarding_id}).rows
+        if not rows:
             raise NotFound(f"no onboarding flow {onboarding_id!r}")
-        return msgspec.json.decode(document, type=OnboardingFlow)
+        return load_model(dict, onboarding_flows.name, onboarding_id, rows[0][0])
 
     def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
-        row = {"id": config.id, "enabled": config.enabled, "document": _dump(config)}
+        row = {"id": config.id, "enabled": config.enabled, "document": dump_model(config)}
         self._upsert(bridge_configs, row)
         return config
 
@@ -419,8 +408,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         self._delete(bridge_configs, {"id": bridge_id}, f"no BridgeConfig {bridge_id!r}")
 
     def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
-        row = {"room_id": policy.room_id, "document": _dump(policy)}
-        self._upsert_in_room(routing_policies, row)
+        self._require_room(policy.room_id)
+        self._upsert(routing_policies, {"room_id": policy.room_id, "document": dump_model(policy)})
         return policy
 
     def get_routing_policy(self, room_id: str) -> RoutingPolicy:
@@ -441,7 +430,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             "bridge_id": subscription.bridge_id,
             "subscription_id": subscription.subscription_id or "",
             "status": subscription.status,
-            "document": _dump(subscription),
+            "document": dump_model(subscription),
         }
         self._upsert(ingress_subscriptions, row)
         return subscription
@@ -467,53 +456,182 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- as a whole ------------------------------------------------------------------------------
 
     def save_inbound(self, inbound: Inbound) -> Inbound:
-        if not self.database.is_sqlite:
-            # Two processes may be given the same message at once; the second waits for the first.
-            self._execute(_LOCK_MESSAGE, {"id": inbound.message.id})
-        return super().save_inbound(inbound)
+        [result] = self.save_inbounds([inbound])
+        if isinstance(result, TrunklineError):
+            raise result
+        return result
+
+    def save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
+        results: list[Inbound | TrunklineError] = []
+        start = 0
+        came_in: set[tuple[str, ...]] = set()
+        for place, inbound in enumerate(inbounds):
+            message, source = inbound.message, _source(inbound.binding)
+            if (
+                message.external_reply_to_id is not None
+                and (*source, str(message.external_reply_to_id)) in came_in
+            ):
+                # What it replies to is stored first.
+                results += self._save_inbounds(inbounds[start:place])
+                start = place
+                came_in.clear()
+            if message.external_id is not None:
+                came_in.add((*source, str(message.external_id)))
+        return results + self._save_inbounds(inbounds[start:])
+
+    def _save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
+        """A statement for each kind of what they need; what is not there yet is made singly."""
+        results = self._with_origins(inbounds)
+        arrived = [one for one in results if isinstance(one, Inbound)]
+        thread_of = self._threads_of(arrived)
+        reply_of = self._replies_of(arrived)
+        rows = []
+        for place, one in enumerate(results):
+            if isinstance(one, TrunklineError):
+                continue
+            message, thread = one.message, one.thread
+            if thread is not None:
+                thread = thread_of[one.room.id, str(thread.external_thread_id)]
+            message = replace(
+                message,
+                room_id=one.room.id,
+                sender_id=None if one.participant is None else one.participant.id,
+                thread_id=message.thread_id if thread is None else thread.id,
+                reply_to_id=message.reply_to_id
+                or reply_of.get((one.room.id, str(message.external_reply_to_id))),
+            )
+            results[place] = replace(one, message=message, thread=thread)
+            rows.append({**_message_row(message), "inbound_key": one.key})
+        inserted = self._insert(messages, *rows)
+        for place, one in enumerate(results):
+            if isinstance(one, Inbound) and one.message.id not in inserted:
+                results[place] = replace(one, message=self._standing(one), duplicate=True)
+            elif isinstance(one, Inbound):
+                inserted.discard(one.message.id)
+        return results
+
+    def _with_origins(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
+        """Each with the room and the participant that are stored."""
+        room_of = {
+            tuple(row[2:]): _load(Room, rooms, row)
+            for row in self._look_up(_ROOMS_BY_BINDING, {_source(one.binding) for one in inbounds})
+        }
+        senders = {_sender(one) for one in inbounds if one.participant is not None}
+        participant_of = {
+            tuple(row[2:]): _load(Participant, participants, row)
+            for row in self._look_up(_PARTICIPANTS_BY_EXTERNAL_ID, senders)
+        }
+        results: list[Inbound | TrunklineError] = []
+        for inbound in inbounds:
+            source, participant = _source(inbound.binding), inbound.participant
+            try:
+                room = room_of.get(source) or self.get_or_create_room_by_external_binding(
+                    inbound.room, inbound.binding
+                )
+            except AlreadyBound as error:
+                results.append(error)
+                continue
+            room_of[source] = room
+            if participant is not None:
+                sender = _sender(inbound)
+                participant = participant_of.get(
+                    sender
+                ) or self.get_or_create_participant_by_external_id(*sender, participant)
+                participant_of[sender] = participant
+            results.append(replace(inbound, room=room, participant=participant))
+        return results
+
+    def _threads_of(self, inbounds: Sequence[Inbound]) -> dict[tuple[str, str], Thread]:
+        """The threads that messages came from, by room and external id."""
+        candidates = {
+            (one.room.id, str(one.thread.external_thread_id)): one.thread
+            for one in inbounds
+            if one.thread is not None
+        }
+        found = {
+            tuple(row[2:]): _load(Thread, threads, row)
+            for row in self._look_up(_THREADS_BY_EXTERNAL_ID, set(candidates))
+        }
+        for key, candidate in candidates.items():
+            if key not in found:
+                found[key] = self._get_or_create_thread(*key, candidate)
+        return found
+
+    def _get_or_create_thread(self, room_id: str, external_id: str, candidate: Thread) -> Thread:
+        self._lock("thread", room_id, external_id)
+        key = {"room_id": room_id, "external_thread_id": external_id}
+        thread = self._first(Thread, _THREAD_BY_EXTERNAL_ID, key)
+        if thread is None:
+            thread = replace(candidate, room_id=room_id)
+            self._upsert(threads, _thread_row(thread))
+        return thread
+
+    def _replies_of(self, inbounds: Sequence[Inbound]) -> dict[tuple[str, str], str]:
+        """The ids of messages that others reply to, by room and external id."""
+        keys = {
+            (one.room.id, str(one.message.external_reply_to_id), *_source(one.binding)[:2])
+            for one in inbounds
+            if one.message.external_reply_to_id is not None and one.message.reply_to_id is None
+        }
+        return {
+            (room_id, external_id): message_id
+            for message_id, room_id, external_id in self._look_up(_IDS_BY_EXTERNAL_ID, keys)
+        }
+
+    def _standing(self, inbound: Inbound) -> Message:
+        """The message that an insert has met."""
+        key = inbound.key
+        found = key and self._first(Message, _MESSAGE_BY_KEY, {"inbound_key": key})
+        return found or self._met(Message, _by_id(messages), {"id": inbound.message.id})
 
     def counts(self) -> dict[str, int]:
-        return {
-            kind: self.database.connection.execute(_count(table)).scalar_one()
-            for kind, table in _TABLES.items()
-        }
+        return {kind: self._value(_count(table), {}) for kind, table in _TABLES.items()}
 
     def scan(
         self, kind: str, limit: int, after: str | None, newest_first: bool
     ) -> list[tuple[str, Model | OnboardingFlow]]:
         table = _TABLES[kind]
-        columns = list(table.primary_key)
+        columns = _key_columns(table)
         order = [column.desc() if newest_first else column for column in columns]
-        statement = sa.select(*columns, table.c.document).order_by(*order).limit(limit)
+        statement = _documents(table).order_by(*order).limit(limit)
         if after is not None:
-            place = sa.tuple_(*columns)
+            position = sa.tuple_(*columns)
             last = sa.tuple_(*(sa.literal(part) for part in after.split("\0")))
-            statement = statement.where(place < last if newest_first else place > last)
-        rows = self.database.connection.execute(statement).all()
-        return [
-            ("\0".join(row[:-1]), msgspec.json.decode(row[-1], type=KINDS[kind])) for row in rows
-        ]
+            statement = statement.where(position < last if newest_first else position > last)
+        rows = self._execute_new(statement)
+        return [("\0".join(row[1:]), _load(KINDS[kind], table, row)) for row in rows]
 
     def newest_messages(self, limit: int) -> list[Message]:
         order = (messages.c.inserted_at_us.desc(), messages.c.id.desc())
         # The ids come from an index, so that only few documents are read.
-        newest = sa.select(messages.c.id).order_by(*order).limit(limit)
-        statement = sa.select(messages.c.document).where(messages.c.id.in_(newest))
-        return self._all_of_new(Message, statement.order_by(*order))
+        newest = sa.select(messages.c.id).where(*_is_given(messages)).order_by(*order).limit(limit)
+        statement = _documents(messages).where(messages.c.id.in_(newest)).order_by(*order)
+        return self._all_of_new(Message, statement)
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _execute(self, statement: Any, parameters: Mapping[str, Any]) -> Result:
         """Execute a statement that is made once."""
-        return self.database.execute(statement, parameters)
+        return self.database.execute(statement, {**parameters, "namespace": self.namespace})
+
+    def _execute_new(self, statement: Any) -> Sequence[Any]:
+        """Execute a statement that is made for this call."""
+        parameters = {"namespace": self.namespace}
+        return self.database.connection.execute(statement, parameters).all()
+
+    def _look_up(self, look_up: _LookUp, keys: Collection[Sequence[str]]) -> Sequence[Any]:
+        """What is found for many keys in one statement."""
+        if not keys:
+            return ()
+        statement = _statement_of(look_up, is_sqlite=self.database.is_sqlite)
+        return self._execute(statement, {"keys": msgspec.json.encode(list(keys)).decode()}).rows
 
     def _all(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> list[M]:
-        return [_load(kind, row[0]) for row in self._execute(statement, parameters).rows]
+        table = _TABLE_OF[kind]
+        return [_load(kind, table, row) for row in self._execute(statement, parameters).rows]
 
     def _all_of_new(self, kind: type[M], statement: Any) -> list[M]:
-        """The models that a statement finds which was made for this call."""
-        rows = self.database.connection.execute(statement)
-        return [_load(kind, document) for document in rows.scalars()]
+        return [_load(kind, _TABLE_OF[kind], row) for row in self._execute_new(statement)]
 
     def _value(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
         """The first column of the first row; `None` if there is no row."""
@@ -521,8 +639,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return rows[0][0] if rows else None
 
     def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
-        document = self._value(statement, parameters)
-        return None if document is None else _load(kind, document)
+        found = self._all(kind, statement, parameters)
+        return found[0] if found else None
 
     def _one(self, kind: type[M], statement: Any, parameters: Mapping[str, Any], missing: str) -> M:
         found = self._first(kind, statement, parameters)
@@ -542,7 +660,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         key = {"room_id": room_id, "id": model_id}
         instant: int | None = self._value(_instant_of(table), key)
         if instant is None:
-            raise NotFound(f"room {room_id!r} has no {_KINDS[table.name].__name__} {model_id!r}")
+            raise NotFound(f"room {room_id!r} has no {_KIND_OF[table].__name__} {model_id!r}")
         return instant
 
     def _of_room(
@@ -561,14 +679,25 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             statement = statement.where(sa.tuple_(*order) > sa.tuple_(*map(sa.literal, last)))
         return statement
 
-    def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
-        self.database.upsert(table, rows)
+    def _require_room(self, room_id: str) -> None:
+        """Refuse an unknown room; a known one stays until the transaction ends."""
+        if not self._look_up(_ROOM_IDS, [(room_id,)]):
+            raise NotFound(f"no Room {room_id!r}")
 
-    def _upsert_in_room(self, table: sa.Table, row: Mapping[str, Any]) -> None:
-        try:
-            self._upsert(table, row)
-        except IntegrityError:
-            raise NotFound(f"no Room {row['room_id']!r}") from None
+    def _lock(self, *key: str) -> None:
+        """Hold a lock among all transactions until this one ends."""
+        if not self.database.is_sqlite:  # where a transaction that writes holds them all
+            name = msgspec.json.encode([self.namespace, *key]).decode()
+            self.database.execute(_LOCK, {"name": name})
+
+    def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
+        if rows:
+            self.database.upsert(table, [{**row, "namespace": self.namespace} for row in rows])
+
+    def _insert(self, table: sa.Table, *rows: Mapping[str, Any]) -> set[str]:
+        """Insert rows unless they meet a constraint; the ids of those that were inserted."""
+        given = [{**row, "namespace": self.namespace} for row in rows]
+        return {key[1] for key in self.database.insert_absent(table, given)}
 
     def _delete(self, table: sa.Table, key: Mapping[str, Any], missing: str) -> None:
         if self._execute(_delete_by_key(table), key).rowcount == 0:
@@ -578,25 +707,50 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 # Statements are made once: SQLAlchemy finds the compiled form of a statement that it has met.
 
 
+_NAMESPACE = sa.bindparam("namespace", type_=sa.Text)
+
+#: Lets others refer to a row, and nobody delete it. Nothing on SQLite, as all locks of rows.
+_KEY_SHARE: Any = {"read": True, "key_share": True}
+
+
+def _key_columns(table: sa.Table) -> list[sa.Column[Any]]:
+    """The primary key without the namespace."""
+    return list(table.primary_key)[1:]
+
+
+def _documents(table: sa.Table) -> sa.Select[Any]:
+    """Documents with their keys."""
+    return sa.select(table.c.document, *_key_columns(table)).where(table.c.namespace == _NAMESPACE)
+
+
+def _is_given(table: sa.Table, *names: str) -> list[Any]:
+    return [table.c[name] == sa.bindparam(name) for name in ("namespace", *names)]
+
+
 @cache
 def _by_id(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(table.c.document).where(table.c.id == sa.bindparam("id"))
+    return _documents(table).where(table.c.id == sa.bindparam("id"))
+
+
+@cache
+def _locked(table: sa.Table) -> sa.Select[Any]:
+    return _by_id(table).with_for_update()
 
 
 @cache
 def _count(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(sa.func.count()).select_from(table)
+    return sa.select(sa.func.count()).select_from(table).where(*_is_given(table))
 
 
 def _page(table: sa.Table, column: sa.Column[str], limit: int, after: str | None) -> sa.Select[Any]:
     """The first rows by `column`, behind `after`."""
-    statement = sa.select(table.c.document).order_by(column).limit(limit)
+    statement = _documents(table).order_by(column).limit(limit)
     return statement if after is None else statement.where(column > after)
 
 
 @cache
 def _delete_of_room(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(table.c.room_id == sa.bindparam("room_id"))
+    return sa.delete(table).where(*_is_given(table, "room_id"))
 
 
 @cache
@@ -604,39 +758,35 @@ def _delete_oldest(table: sa.Table) -> sa.Delete:
     """Delete up to `limit` rows of a room, oldest first."""
     oldest = (
         sa.select(table.c.id)
-        .where(table.c.room_id == sa.bindparam("room_id"))
+        .where(*_is_given(table, "room_id"))
         .order_by(table.c.inserted_at_us, table.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
     )
-    return sa.delete(table).where(table.c.id.in_(oldest))
+    return sa.delete(table).where(*_is_given(table), table.c.id.in_(oldest))
 
 
 @cache
 def _any_of_room(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(table.c.id).where(table.c.room_id == sa.bindparam("room_id")).limit(1)
+    return sa.select(table.c.id).where(*_is_given(table, "room_id")).limit(1)
 
 
 @cache
 def _instant_of(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(table.c.inserted_at_us).where(
-        table.c.id == sa.bindparam("id"), table.c.room_id == sa.bindparam("room_id")
-    )
+    return sa.select(table.c.inserted_at_us).where(*_is_given(table, "id", "room_id"))
 
 
 @cache
 def _delete_by_id(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(table.c.id == sa.bindparam("id"))
+    return sa.delete(table).where(*_is_given(table, "id"))
 
 
 @cache
 def _delete_by_key(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
+    return sa.delete(table).where(*_is_given(table, *(one.name for one in _key_columns(table))))
 
 
 def _select_by(table: sa.Table, *names: str, newest: bool = False) -> sa.Select[Any]:
-    statement = sa.select(table.c.document).where(
-        *(table.c[name] == sa.bindparam(name) for name in names)
-    )
+    statement = _documents(table).where(*(table.c[name] == sa.bindparam(name) for name in names))
     if newest:
         statement = statement.order_by(table.c.inserted_at_us.desc(), table.c.id.desc()).limit(1)
     return statement
@@ -646,42 +796,37 @@ _MESSAGE_BY_EXTERNAL_ID = _select_by(messages, "channel", "bridge_id", "external
 _MESSAGE_OF_ROOM_BY_EXTERNAL_ID = _select_by(
     messages, "channel", "bridge_id", "external_id", "room_id", newest=True
 )
+_MESSAGE_BY_KEY = _select_by(messages, "inbound_key")
 _THREAD_BY_EXTERNAL_ID = _select_by(threads, "room_id", "external_thread_id", newest=True)
 _THREAD_BY_ROOT = _select_by(threads, "room_id", "root_message_id", newest=True)
 _BINDING_BY_EXTERNAL_ID = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
 _POLICY_OF_ROOM = _select_by(routing_policies, "room_id")
 _ROOM_BY_BINDING = (
-    sa.select(rooms.c.document)
+    _documents(rooms)
     .join(room_bindings)
-    .where(
-        *(
-            room_bindings.c[name] == sa.bindparam(name)
-            for name in ("channel", "bridge_id", "external_room_id")
-        )
-    )
+    .where(*_is_given(room_bindings, "channel", "bridge_id", "external_room_id"))
 )
 _PARTICIPANT_BY_EXTERNAL_ID = (
-    sa.select(participants.c.document)
+    _documents(participants)
     .join(participant_external_ids)
     .where(
-        participant_external_ids.c.channel == sa.bindparam("channel"),
-        participant_external_ids.c.external_id == sa.bindparam("external_id"),
+        *_is_given(participant_external_ids, "channel", "external_id"),
         participant_external_ids.c.holder == 1,
     )
 )
 
 _external = participant_external_ids.c
-_TAKE_EXTERNAL_IDS = (
-    sa.delete(participant_external_ids)
-    .where(_external.participant_id == sa.bindparam("participant_id"))
-    .returning(_external.channel, _external.external_id)
+_EXTERNAL_IDS = sa.select(_external.channel, _external.external_id).where(
+    *_is_given(participant_external_ids, "participant_id")
 )
-_ADD_EXTERNAL_ID = sa.insert(participant_external_ids)
+_DROP_EXTERNAL_ID = _delete_by_key(participant_external_ids)
 # SQLAlchemy takes a parameter with the name of a column for a new value of it.
-_same_external_id = (_external.channel == sa.bindparam("of_channel")) & (
-    _external.external_id == sa.bindparam("of_id")
+_same_external_id = (
+    (_external.namespace == sa.bindparam("of_namespace"))
+    & (_external.channel == sa.bindparam("of_channel"))
+    & (_external.external_id == sa.bindparam("of_id"))
 )
-_HOLDER = sa.select(_external.participant_id).where(_same_external_id, _external.holder == 1)
+#: Let the next participant that was saved with an external id be the one that it finds.
 _PROMOTE_FIRST = (
     sa.update(participant_external_ids)
     .where(
@@ -689,17 +834,104 @@ _PROMOTE_FIRST = (
         _external.participant_id
         == sa.select(sa.func.min(_external.participant_id))
         .where(_same_external_id)
+        .having(sa.func.max(_external.holder).is_(None))
         .scalar_subquery(),
     )
     .values(holder=1)
 )
-_LOCK_MESSAGE = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))")
+
+
+class _LookUp(NamedTuple):
+    """What finds rows by many keys in one statement."""
+
+    #: The parts of a key. The statement joins a table `wanted` with these columns.
+    key: tuple[str, ...]
+    text: str
+    #: The table whose rows nobody may delete until the transaction ends.
+    share: str = ""
+
+
+@cache
+def _statement_of(look_up: _LookUp, *, is_sqlite: bool) -> sa.TextClause:
+    # A CROSS JOIN tells SQLite to go by what is wanted, and to look each up.
+    if is_sqlite:
+        part, source = "json_extract(value, '$[{}]')", "json_each(:keys)"
+    else:
+        part, source = "value ->> {}", "json_array_elements(CAST(:keys AS json))"
+    columns = ", ".join(f"{part.format(i)} AS {name}" for i, name in enumerate(look_up.key))
+    wanted = f"(SELECT {columns} FROM {source}) AS wanted"
+    share = f" FOR KEY SHARE OF {look_up.share}" if look_up.share and not is_sqlite else ""
+    return sa.text(look_up.text.replace("wanted CROSS", f"{wanted} CROSS") + share)
+
+
+_ROOM_IDS = _LookUp(
+    ("id",),
+    """
+    SELECT room.id FROM wanted CROSS JOIN trunkline_rooms AS room
+    WHERE room.namespace = :namespace AND room.id = wanted.id
+    """,
+    share="room",
+)
+_ROOMS_BY_BINDING = _LookUp(
+    ("channel", "bridge_id", "external_room_id"),
+    """
+    SELECT room.document, room.id, wanted.channel, wanted.bridge_id, wanted.external_room_id
+    FROM wanted CROSS JOIN trunkline_room_bindings AS binding CROSS JOIN trunkline_rooms AS room
+    WHERE binding.namespace = :namespace
+        AND binding.channel = wanted.channel
+        AND binding.bridge_id = wanted.bridge_id
+        AND binding.external_room_id = wanted.external_room_id
+        AND room.namespace = :namespace
+        AND room.id = binding.room_id
+    """,
+    share="room",
+)
+_PARTICIPANTS_BY_EXTERNAL_ID = _LookUp(
+    ("channel", "external_id"),
+    """
+    SELECT participant.document, participant.id, wanted.channel, wanted.external_id
+    FROM wanted CROSS JOIN trunkline_participant_external_ids AS external
+        CROSS JOIN trunkline_participants AS participant
+    WHERE external.namespace = :namespace
+        AND external.channel = wanted.channel
+        AND external.external_id = wanted.external_id
+        AND external.holder = 1
+        AND participant.namespace = :namespace
+        AND participant.id = external.participant_id
+    """,
+)
+# Of several, the newest comes last.
+_THREADS_BY_EXTERNAL_ID = _LookUp(
+    ("room_id", "external_id"),
+    """
+    SELECT thread.document, thread.id, wanted.room_id, wanted.external_id
+    FROM wanted CROSS JOIN trunkline_threads AS thread
+    WHERE thread.namespace = :namespace
+        AND thread.room_id = wanted.room_id
+        AND thread.external_thread_id = wanted.external_id
+    ORDER BY thread.inserted_at_us, thread.id
+    """,
+)
+_IDS_BY_EXTERNAL_ID = _LookUp(
+    ("room_id", "external_id", "channel", "bridge_id"),
+    """
+    SELECT message.id, wanted.room_id, wanted.external_id
+    FROM wanted CROSS JOIN trunkline_messages AS message
+    WHERE message.namespace = :namespace
+        AND message.external_id = wanted.external_id
+        AND message.room_id = wanted.room_id
+        AND message.channel = wanted.channel
+        AND message.bridge_id = wanted.bridge_id
+    ORDER BY message.inserted_at_us, message.id
+    """,
+)
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
 @cache
 def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
     """The newest messages of a room, newest first, with the bounds that are asked for."""
-    place = sa.tuple_(messages.c.inserted_at_us, messages.c.id)
+    position = sa.tuple_(messages.c.inserted_at_us, messages.c.id)
 
     def bound(name: str) -> Any:
         return sa.tuple_(
@@ -707,15 +939,14 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
         )
 
     statement = (
-        sa.select(messages.c.document)
-        .where(messages.c.room_id == sa.bindparam("room_id"))
+        _select_by(messages, "room_id")
         .order_by(messages.c.inserted_at_us.desc(), messages.c.id.desc())
         .limit(sa.bindparam("limit", type_=sa.Integer))
     )
     if before:
-        statement = statement.where(place < bound("before"))
+        statement = statement.where(position < bound("before"))
     if after:
-        statement = statement.where(place > bound("after"))
+        statement = statement.where(position > bound("after"))
     if in_thread:
         statement = statement.where(messages.c.thread_id == sa.bindparam("thread_id"))
     return statement
@@ -734,8 +965,8 @@ _TABLES = {
 }
 
 
-#: The model of each table, by the table's name.
-_KINDS = {table.name: KINDS[kind] for kind, table in _TABLES.items()}
+_TABLE_OF = {KINDS[kind]: table for kind, table in _TABLES.items()}
+_KIND_OF = {table: kind for kind, table in _TABLE_OF.items()}
 
 
 def _room_row(room: Room) -> dict[str, Any]:
@@ -743,7 +974,7 @@ def _room_row(room: Room) -> dict[str, Any]:
         "id": room.id,
         "type": room.type,
         "folded_name": _folded(room.name),
-        "document": _dump(room),
+        "document": dump_model(room),
     }
 
 
@@ -751,22 +982,35 @@ def _participant_row(participant: Participant) -> dict[str, Any]:
     return {
         "id": participant.id,
         "folded_name": _folded(participant.identity.get("name")),
-        "document": _dump(participant),
+        "document": dump_model(participant),
     }
 
 
 def _message_row(message: Message) -> dict[str, Any]:
-    has_external_id = message.external_id is not None
-    channel, bridge_id = (has_external_id and message.external_scope) or (None, None)
+    scope = message.external_scope if message.external_id is not None else None
     return {
         "id": message.id,
         "room_id": message.room_id,
         "thread_id": message.thread_id,
-        "channel": channel,
-        "bridge_id": bridge_id,
-        "external_id": str(message.external_id) if channel else None,
+        "channel": scope and scope[0],
+        "bridge_id": scope and scope[1],
+        "external_id": scope and str(message.external_id),
+        "inbound_key": None,
         "inserted_at_us": _microseconds(message.inserted_at),
-        "document": _dump(message),
+        "document": dump_model(message),
+    }
+
+
+def _thread_row(thread: Thread) -> dict[str, Any]:
+    external_id = thread.external_thread_id
+    return {
+        "id": thread.id,
+        "room_id": thread.room_id,
+        "external_thread_id": None if external_id is None else str(external_id),
+        "root_message_id": thread.root_message_id,
+        "status": thread.status,
+        "inserted_at_us": _microseconds(thread.inserted_at),
+        "document": dump_model(thread),
     }
 
 
@@ -778,7 +1022,7 @@ def _binding_row(binding: RoomBinding) -> dict[str, Any]:
         "bridge_id": binding.bridge_id,
         "external_room_id": str(binding.external_room_id),
         "inserted_at_us": _microseconds(binding.inserted_at),
-        "document": _dump(binding),
+        "document": dump_model(binding),
     }
 
 
@@ -786,17 +1030,23 @@ def _folded(name: object) -> str | None:
     return folded(name) if isinstance(name, str) else None
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _microseconds(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def _dump(model: object) -> str:
-    return msgspec.json.encode(model).decode()
+def _load(kind: type[M], table: sa.Table, row: Sequence[Any]) -> M:
+    """The model of a row that begins with a document and its key."""
+    key = row[1 : len(table.primary_key)]
+    return load_model(kind, table.name, key[0] if len(key) == 1 else tuple(key), row[0])
 
 
-def _load(kind: type[M], document: str) -> M:
-    return msgspec.json.decode(document, type=kind)
+def _source(binding: RoomBinding) -> tuple[str, str, str]:
+    """The external room of a binding."""
+    return binding.channel, binding.bridge_id, str(binding.external_room_id)
+
+
+def _sender(inbound: Inbound) -> tuple[str, str]:
+    """The channel, and the external id of the participant there."""
+    assert inbound.participant is not None
+    channel = inbound.binding.channel
+    return channel, str(inbound.participant.external_ids[channel])

@@ -122,23 +122,47 @@ class Database:
         if not self.is_sqlite:
             self.connection.execute(statements.upsert(table, sqlite=False), rows)
             return
+        self._drive_rows(statements.upsert, table, rows)
+
+    def insert_absent(
+        self, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Sequence[Any]]:
+        """Insert whole rows, unless they meet a constraint of `table`.
+
+        Returns:
+            The primary keys of the rows that were inserted.
+        """
+        if not rows:
+            return ()
+        if not self.is_sqlite:
+            statement = statements.insert_absent(table, sqlite=False)
+            return self.connection.execute(statement, rows).all()
+        return self._drive_rows(statements.insert_absent, table, rows)
+
+    def insert_if_absent(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
+        """Insert a whole row, unless it meets any constraint of `table`; whether it did not."""
+        return bool(self.insert_absent(table, [row]))
+
+    def _drive_rows(
+        self,
+        statement: Callable[..., Any],
+        table: sa.Table,
+        rows: Sequence[Mapping[str, Any]],
+    ) -> list[Any]:
+        """Have SQLite's driver execute an INSERT of whole rows; the rows that it returns."""
         # Many rows a statement: the driver lets go of the interpreter's lock with each, and the
         # event loop, which wants it too, does not give it back at once. Powers of two, so that the
         # driver meets few different statements, and remembers them all.
         values = itemgetter(*table.columns.keys())
+        returned: list[Any] = []
         start = 0
         while start < len(rows):
             size = min(_ROWS_A_STATEMENT, 1 << (len(rows) - start).bit_length() - 1)
             part = rows[start : start + size]
-            self._drive(
-                statements.sqlite_upsert(table, size), [*chain.from_iterable(map(values, part))]
-            )
+            text = statements.sqlite_rows(statement, table, size)
+            returned += self._drive(text, [*chain.from_iterable(map(values, part))]).rows
             start += size
-
-    def insert_if_absent(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        """Insert a whole row, unless it meets any constraint of `table`; whether it did not."""
-        statement = statements.insert_if_absent(table, sqlite=self.is_sqlite)
-        return self.execute(statement, row).rowcount == 1
+        return returned
 
     def find(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-__all__ = ("find", "insert_if_absent", "sqlite_text", "sqlite_upsert", "upsert")
+__all__ = ("find", "insert_absent", "sqlite_rows", "sqlite_text", "upsert")
 
 
 @cache
@@ -31,9 +31,9 @@ _SQLITE = sqlite.dialect(paramstyle="qmark")
 
 
 @cache
-def sqlite_upsert(table: sa.Table, size: int) -> str:
-    """The upsert of `size` rows, the values in the order of the columns."""
-    text, _ = sqlite_text(upsert(table, sqlite=True))
+def sqlite_rows(statement: Callable[..., Any], table: sa.Table, size: int) -> str:
+    """`upsert` or `insert_absent` of `size` rows, the values in the order of the columns."""
+    text, _ = sqlite_text(statement(table, sqlite=True))
     row = f"({', '.join('?' for _ in table.columns)})"
     return text.replace(row, ", ".join([row] * size), 1)
 
@@ -60,16 +60,18 @@ def upsert(table: sa.Table, *, sqlite: bool) -> Any:
     """`INSERT … ON CONFLICT DO UPDATE` of a whole row of `table`, by its primary key."""
     insert = _insert(table, sqlite)
     keys = [column.name for column in table.primary_key]
-    changed = {c.name: insert.excluded[c.name] for c in table.c if c.name not in keys}
+    changed = {
+        column.name: insert.excluded[column.name]
+        for column in table.c
+        if column.name not in keys and not column.info.get("kept_on_update")
+    }
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
 @cache
-def insert_if_absent(table: sa.Table, *, sqlite: bool) -> Any:
-    """`INSERT … ON CONFLICT DO NOTHING`, whichever of the constraints it meets."""
-    insert = _insert(table, sqlite).on_conflict_do_nothing()
-    # SQLAlchemy counts the rows of an INSERT only where it is told to.
-    return insert.execution_options(preserve_rowcount=True)
+def insert_absent(table: sa.Table, *, sqlite: bool) -> Any:
+    """`INSERT … ON CONFLICT DO NOTHING`, whichever of the constraints it meets; returns keys."""
+    return _insert(table, sqlite).on_conflict_do_nothing().returning(*table.primary_key)
 
 
 def _insert(table: sa.Table, sqlite: bool) -> Any:

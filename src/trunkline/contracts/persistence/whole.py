@@ -80,6 +80,55 @@ class WholeTests:
         counts = await store.counts()
         assert counts["rooms"] == counts["participants"] == counts["messages"] == 1
 
+    async def test_a_message_that_came_in_is_known_by_its_external_id(
+        self, store: PersistenceStore
+    ) -> None:
+        first = await store.save_inbound(*came_in("m1", external_id=1))
+        again = await store.save_inbound(*came_in("m2", external_id="1"))
+        assert (again.message, again.duplicate) == (first.message, True)
+        room, participant, message, binding = came_in("m3", external_id=1)
+        elsewhere = replace(binding, external_room_id=43)
+        other = await store.save_inbound(room, participant, message, elsewhere)
+        assert not other.duplicate
+        assert (await store.counts())["messages"] == 2
+
+    async def test_a_message_that_came_in_is_known_after_it_was_changed(
+        self, store: PersistenceStore
+    ) -> None:
+        first = await store.save_inbound(*came_in("m1", external_id=1))
+        changed = await store.save_message(
+            replace(first.message, content="edited", external_id=2, metadata={})
+        )
+        again = await store.save_inbound(*came_in("m2", external_id=1))
+        assert (again.message, again.duplicate) == (changed, True)
+        await store.delete_message("m1")
+        anew = await store.save_inbound(*came_in("m3", external_id=1))
+        assert (anew.message.id, anew.duplicate) == ("m3", False)
+
+    async def test_what_was_said_in_a_deleted_room_may_come_in_again(
+        self, store: PersistenceStore
+    ) -> None:
+        first = await store.save_inbound(*came_in("m1", external_id=1))
+        await store.delete_room(first.room.id)
+        again = await store.save_inbound(*came_in("m2", external_id=1))
+        assert not again.duplicate
+        assert again.room.id != first.room.id
+
+    async def test_a_message_that_was_saved_did_not_come_in(self, store: PersistenceStore) -> None:
+        first = await store.save_inbound(*came_in("m1"))
+        await say(store, first.room, "said", external_id=1, metadata=SCOPE)
+        assert not (await store.save_inbound(*came_in("m2", external_id=1))).duplicate
+
+    async def test_of_sixty_four_messages_with_one_external_id_one_comes_in(
+        self, store: PersistenceStore
+    ) -> None:
+        brought = await together(
+            store.save_inbound(*came_in(f"m{n}", external_id=1)) for n in range(64)
+        )
+        assert [one.duplicate for one in brought].count(False) == 1
+        assert all(one.message == brought[0].message for one in brought)
+        assert (await store.counts())["messages"] == 1
+
     async def test_a_message_that_came_in_brings_its_thread(self, store: PersistenceStore) -> None:
         thread = Thread.new(room_id="any", external_thread_id=5)
         first = await store.save_inbound(*came_in("m1", external_thread_id=5), thread)
