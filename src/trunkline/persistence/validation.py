@@ -102,8 +102,9 @@ def checked(model: M) -> M:
         _check_types(model, copy)
     if encoded.count(b"[") + encoded.count(b"{") > _DEEPEST:
         _check_depth(copy)
-    if len(encoded) > _LONGEST_ID or b"\\u0000" in encoded:
-        _check_ids(copy)
+    has_nul = b"\\u0000" in encoded
+    if has_nul or len(encoded) > _LONGEST_ID:
+        _check_ids(copy, has_nul)
     return copy
 
 
@@ -130,8 +131,6 @@ def id_problem(value: str | int) -> str | None:
     """Why `value` cannot be stored as an id; `None` if it can."""
     if isinstance(value, int):
         is_long = not -_HUGE < value < _HUGE
-    elif value.isascii() and len(value) <= _LONGEST_ID and "\0" not in value:
-        return None
     else:
         problem = text_problem(value)
         if problem is not None:
@@ -246,12 +245,14 @@ def _check_depth(model: Model) -> None:
             raise _invalid(model, name, _TOO_DEEP)
 
 
-def _check_ids(model: Model) -> None:
+def _check_ids(model: Model, has_nul: bool) -> None:
     ids = [(name, getattr(model, name)) for name in _id_fields(kind_of(model))]
     for name, value in (*ids, *model.nested_ids()):
-        problem = None if value is None else id_problem(value)
-        if problem is not None:
-            raise _invalid(model, name, f"an id that {problem} cannot be stored")
+        # JSON has no int that is too long. A character is of up to four bytes.
+        if value.__class__ is str and (has_nul or len(value) > _LONGEST_ID // 4):
+            problem = id_problem(value)
+            if problem is not None:
+                raise _invalid(model, name, f"an id that {problem} cannot be stored")
 
 
 @cache
