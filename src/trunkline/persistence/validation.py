@@ -167,8 +167,6 @@ def require_external_id(name: str, value: object) -> str | int:
     if not isinstance(value, int) or isinstance(value, bool):
         return require_id(name, value)
     problem = id_problem(value)
-    if problem is None and not -(2**63) <= value < 2**64:
-        problem = "has more than 64 bits"
     if problem is not None:
         raise InvalidModel(f"{name} {shown(value)} {problem}, and cannot be stored")
     return int(value)
@@ -248,8 +246,10 @@ def _check_depth(model: Model) -> None:
 def _check_ids(model: Model, has_nul: bool) -> None:
     ids = [(name, getattr(model, name)) for name in _id_fields(kind_of(model))]
     for name, value in (*ids, *model.nested_ids()):
-        # JSON has no int that is too long. A character is of up to four bytes.
-        if value.__class__ is str and (has_nul or len(value) > _LONGEST_ID // 4):
+        if value is None:
+            continue
+        # A character has up to four bytes.
+        if isinstance(value, int) or has_nul or len(value) > _LONGEST_ID // 4:
             problem = id_problem(value)
             if problem is not None:
                 raise _invalid(model, name, f"an id that {problem} cannot be stored")
