@@ -111,28 +111,43 @@ async def test_nothing_is_left_running_after_a_stop():
 
 
 @on_asyncio
-async def test_a_second_start_is_refused_and_changes_nothing():
+async def test_a_second_start_changes_nothing():
     shop = Shop()
-    await shop.start()
-    with pytest.raises(RuntimeError, match="this Shop has already been started"):
-        await shop.start()
+    assert await shop.start() is shop
+    assert await shop.start() is shop
     assert shop.diary == ["entering", "open"]
     await shop.stop()
     assert shop.diary == ["entering", "open", "left"]
 
 
 @on_asyncio
-async def test_a_start_during_a_start_is_refused():
+async def test_a_start_during_a_start_waits_for_it():
     gate = Gate()
     shop = Shop(entering=gate.pass_through)
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(shop.start)
         await gate.reached.wait()
-        with pytest.raises(RuntimeError, match="has already been started"):
-            await shop.start()
+        task_group.start_soon(shop.start)
+        await anyio.wait_all_tasks_blocked()
+        assert "open" not in shop.diary
         gate.opened.set()
+    assert shop.diary.count("entering") == 1
     await shop.stop()
-    assert shop.diary == ["entering", "open", "left"]
+
+
+@on_asyncio
+async def test_a_start_during_a_start_that_is_cancelled_starts_by_itself():
+    gate = Gate()
+    shop = Shop(entering=gate.pass_through)
+    first = asyncio.create_task(shop.start())
+    await gate.reached.wait()
+    second = asyncio.create_task(shop.start())
+    await anyio.wait_all_tasks_blocked()
+    first.cancel()
+    gate.opened.set()
+    assert await second is shop
+    assert shop.diary == ["entering", "entering", "open"]
+    await shop.stop()
 
 
 @on_asyncio
@@ -288,7 +303,7 @@ async def test_a_stop_that_is_cancelled_goes_on_in_the_background():
         task_group.start_soon(shop.stop)
         await gate.reached.wait()
         task_group.cancel_scope.cancel()
-    with pytest.raises(RuntimeError, match="has already been started"):
+    with pytest.raises(RuntimeError, match="this Shop is being stopped"):
         await shop.start()
     gate.opened.set()
     await shop.stop()

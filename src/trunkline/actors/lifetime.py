@@ -20,25 +20,37 @@ class Service(AsyncContextManagerMixin):
     """
 
     __holder: asyncio.Task[None] | None = None
+    __entered: asyncio.Future[None]
     __stop_requested: asyncio.Event
 
     async def start(self) -> Self:
         """Enter the context in a task of its own; returns when it is entered.
 
+        While it is started, another call changes nothing: frameworks may call it twice.
+
         Raises:
-            RuntimeError: it is started already, or the event loop is not asyncio's.
+            RuntimeError: it is being stopped, or the event loop is not asyncio's.
             Exception: whatever entering raised.
         """
+        while self.__holder is not None and not self.__stop_requested.is_set():
+            if self.__holder.done():
+                self.__holder = None  # it failed, and is started again
+            elif self.__entered.done():
+                return self
+            else:
+                await asyncio.wait([self.__entered])
         if self.__holder is not None:
-            raise RuntimeError(f"this {type(self).__name__} has already been started")
+            raise RuntimeError(f"this {type(self).__name__} is being stopped")
         loop = _asyncio_loop(type(self).__name__)
-        entered: asyncio.Future[None] = loop.create_future()
+        entered = self.__entered = loop.create_future()
         self.__stop_requested = asyncio.Event()
-        self.__holder = loop.create_task(self.__hold(entered), name=f"{type(self).__name__}.start")
+        holder = loop.create_task(self.__hold(entered), name=f"{type(self).__name__}.start")
+        self.__holder = holder
         try:
             await asyncio.shield(entered)
         except BaseException:
-            holder, self.__holder = self.__holder, None
+            if self.__holder is holder:
+                self.__holder = None
             holder.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([holder])
