@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import sqlalchemy as sa
 
-from trunkline.backends.sql import Database
+from trunkline.backends.sql import database_at
 from trunkline.errors import StoreUnavailable
 from trunkline.persistence import Message, PersistenceStore
 
@@ -160,7 +160,7 @@ def open_with_steps(url: str, barrier: Any, failures: Any) -> None:
     def fill(connection: sa.Connection) -> None:
         connection.exec_driver_sql("INSERT INTO once VALUES (1)")
 
-    database = Database(url, component="once", migrations=(make, fill))
+    database = database_at(url, component="once", migrations=(make, fill))
     barrier.wait(30)
     try:
         database.open()

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from trunkline.actors import Call
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
-from trunkline.backends.sql import AdvisoryLocks, Database
+from trunkline.backends.sql import AdvisoryLocks, Database, database_at
 from trunkline.errors import UnreadableRecord
 from trunkline.fsm.adapter import Record, RecordKey, Step
 from trunkline.fsm.records import (
@@ -118,7 +118,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         timeout_ms: int = 5_000,
     ) -> None:
         RecordFSMAdapter.__init__(self, clock)
-        database = Database(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
+        database = database_at(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
         AdvisoryLocks.__init__(self, database, namespace)
 
     @classmethod

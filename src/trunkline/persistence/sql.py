@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from trunkline.backends import AdapterOptions, Conflict
-from trunkline.backends.sql import Database, Result, SQLAdapter
+from trunkline.backends.sql import Database, Result, SQLAdapter, database_at
 from trunkline.errors import AlreadyBound, NotFound, TrunklineError
 from trunkline.persistence.adapter import (
     KINDS,
@@ -73,7 +73,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(
-            Database(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms),
+            database_at(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms),
             namespace,
         )
 

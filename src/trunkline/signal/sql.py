@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from trunkline.actors import Call
 from trunkline.backends import AdapterOptions
-from trunkline.backends.sql import AdvisoryLocks, Database
+from trunkline.backends.sql import AdvisoryLocks, Database, database_at
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
 
 __all__ = ("SQLSignalAdapter",)
@@ -86,7 +86,7 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(
-            Database(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms),
+            database_at(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms),
             namespace,
         )
 

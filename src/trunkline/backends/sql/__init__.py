@@ -1,6 +1,6 @@
 """SQL databases through SQLAlchemy Core: opened by URL, one schema for SQLite and PostgreSQL."""
 
 from trunkline.backends.sql.adapter import AdvisoryLocks, SQLAdapter
-from trunkline.backends.sql.database import Database, Migration, Result
+from trunkline.backends.sql.database import Database, Migration, Result, database_at
 
-__all__ = ("AdvisoryLocks", "Database", "Migration", "Result", "SQLAdapter")
+__all__ = ("AdvisoryLocks", "Database", "Migration", "Result", "SQLAdapter", "database_at")

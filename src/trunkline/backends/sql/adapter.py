@@ -41,6 +41,9 @@ class SQLAdapter(SQLDump, Adapter):
     def transaction(self, *, read_only: bool = False) -> AbstractContextManager[None]:
         return self.database.transaction(read_only=read_only)
 
+    def changes(self) -> int | None:
+        return self.database.changes()
+
 
 class AdvisoryLocks(SQLAdapter):
     """Locks between processes for adapters of a `Database`: PostgreSQL's advisory locks.
@@ -51,7 +54,7 @@ class AdvisoryLocks(SQLAdapter):
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)
-        self.lease_ms = 0 if database.is_sqlite else 15_000
+        self.lease_ms = database.lease_ms
         #: token → the connection that took the lock, by its number.
         self._held: dict[str, int] = {}
 

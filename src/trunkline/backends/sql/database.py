@@ -1,35 +1,35 @@
-"""A connection to a SQL database: transactions, schema versions, and what is executed inside."""
+"""A SQL database: its connection, transactions, schema versions, and what is executed inside.
+
+What differs between databases is in a subclass for each, in a module of the database's name.
+"""
 
 from __future__ import annotations
 
 import random
-import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
-from operator import itemgetter
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
 
 from trunkline.backends.errors import Conflict, ConnectionLost
-from trunkline.backends.sql import statements
-from trunkline.backends.sql.engine import check_sqlite_path, create_engine, sqlite_path
-from trunkline.backends.sql.errors import first_line, is_broken, translate
 from trunkline.backends.url import hide_password
-from trunkline.errors import ConfigurationError, StoreError
+from trunkline.errors import ConfigurationError, TrunklineError
 
-__all__ = ("Database", "Migration", "Result")
+__all__ = ("Database", "Migration", "Result", "StatementOf", "database_at")
 
 
 #: One step from a schema version to the next. It runs inside a transaction.
 Migration: TypeAlias = Callable[[sa.Connection], None]
 
-#: Where the versions of the schemas stand: one row a store, since several may share a database.
+#: The versions of the schemas: one row a store, since several may share a database.
 _VERSIONS = sa.Table(
     "trunkline_schema",
     sa.MetaData(),
@@ -37,31 +37,27 @@ _VERSIONS = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
 )
 
-#: Any number will do, as long as every trunkline takes the same: it keeps two processes from
-#: migrating one PostgreSQL database at once.
-_MIGRATION_LOCK = 7_446_821
-
-
 #: Between two attempts to begin, where another process holds the lock, in seconds at most.
 _LONGEST_REST = 0.01
 
-#: Rows that one statement stores at most; SQLite takes some 30,000 values.
-_ROWS_A_STATEMENT = 128
+
+#: Makes a statement for a table out of the database's own INSERT.
+StatementOf: TypeAlias = Callable[[sa.Table, Any], Any]
 
 
 class Result(NamedTuple):
-    """What came of a statement."""
+    """What a statement returned."""
 
-    #: The rows it gave, all of them.
+    #: The rows, all of them.
     rows: Sequence[Any]
     #: How many rows an INSERT, UPDATE or DELETE has changed.
     rowcount: int
 
 
-class Database:
+class Database(ABC):
     """A connection to a SQL database, made when it is needed and made again when it was lost.
 
-    It belongs to one thread at a time.
+    It belongs to one thread at a time. `database_at` chooses the subclass.
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://user:password@host/db`.
@@ -75,6 +71,13 @@ class Database:
         ConfigurationError: the URL cannot work.
     """
 
+    #: What SQLAlchemy calls the database with its driver, and what else a URL may call it.
+    drivernames: ClassVar[tuple[str, ...]]
+    #: Whether several connections can write at once.
+    writes_concurrently: ClassVar[bool]
+    #: How long a lock between processes lasts if it is not renewed; 0 if there are none.
+    lease_ms: ClassVar[int]
+
     def __init__(
         self,
         url: str,
@@ -87,17 +90,16 @@ class Database:
         self.url = url
         self.shown_url = hide_password(url)
         self.component = component
+        self._parsed_url = sa.make_url(url)
         self._migrations = migrations
         self._timeout_ms = timeout_ms
-        self._engine = create_engine(url, self.shown_url, timeout_ms, set_up=not read_only)
+        self._read_only = read_only
+        self._engine = self._create_engine()
         self._connection: sa.Connection | None = None
-        # What SQLAlchemy's connection stands on.
+        # The driver's connection, on which SQLAlchemy's stands.
         self._driver: Any = None
         #: How often it has connected; another number is another session of the server.
         self.connections = 0
-        self.is_sqlite = self._engine.dialect.name == "sqlite"
-        #: A database in memory is gone with its only connection.
-        self.is_memory = self.is_sqlite and sqlite_path(self._engine.url) is None
 
     @property
     def connection(self) -> sa.Connection:
@@ -105,105 +107,35 @@ class Database:
         assert self._connection is not None, "outside a transaction"
         return self._connection
 
-    def execute(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> Result:
-        """Execute a statement that is made once, and so needs compiling only once.
+    # -- opening ---------------------------------------------------------------------------------
 
-        On SQLite it goes to the driver: SQLAlchemy takes longer than the database itself.
-        """
-        if not self.is_sqlite:
-            result = self.connection.execute(statement, parameters)
-            return Result(result.all() if result.returns_rows else (), result.rowcount)
-        text, wanted = statements.sqlite_text(statement)
-        values = [parameters[name] if is_given else value for name, is_given, value in wanted]
-        return self._drive(text, values)
+    @property
+    def is_memory(self) -> bool:
+        """Whether the database ends with its only connection."""
+        return False
 
-    def upsert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert whole rows of `table`, or update those that are there, by its primary key."""
-        if not self.is_sqlite:
-            self.connection.execute(statements.upsert(table, sqlite=False), rows)
-            return
-        self._drive_rows(statements.upsert, table, rows)
+    @property
+    def is_sqlite(self) -> bool:
+        return not self.writes_concurrently
 
-    def insert_absent(
-        self, table: sa.Table, rows: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Sequence[Any]]:
-        """Insert whole rows, unless they meet a constraint of `table`.
+    @property
+    def file(self) -> Path | None:
+        """The file of an embedded database; `None` for one in memory and for a server."""
+        return None
 
-        Returns:
-            The primary keys of the rows that were inserted.
-        """
-        if not rows:
-            return ()
-        if not self.is_sqlite:
-            statement = statements.insert_absent(table, sqlite=False)
-            return self.connection.execute(statement, rows).all()
-        return self._drive_rows(statements.insert_absent, table, rows)
-
-    def insert_if_absent(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        """Insert a whole row, unless it meets any constraint of `table`; whether it did not."""
-        return bool(self.insert_absent(table, [row]))
-
-    def _drive_rows(
-        self,
-        statement: Callable[..., Any],
-        table: sa.Table,
-        rows: Sequence[Mapping[str, Any]],
-    ) -> list[Any]:
-        """Have SQLite's driver execute an INSERT of whole rows; the rows that it returns."""
-        # Many rows a statement: the driver lets go of the interpreter's lock with each, and the
-        # event loop, which wants it too, does not give it back at once. Powers of two, so that the
-        # driver meets few different statements, and remembers them all.
-        values = itemgetter(*table.columns.keys())
-        returned: list[Any] = []
-        start = 0
-        while start < len(rows):
-            size = min(_ROWS_A_STATEMENT, 1 << (len(rows) - start).bit_length() - 1)
-            part = rows[start : start + size]
-            text = statements.sqlite_rows(statement, table, size)
-            returned += self._drive(text, [*chain.from_iterable(map(values, part))]).rows
-            start += size
-        return returned
-
-    def find(
-        self,
-        table: sa.Table,
-        keys: Collection[Sequence[str]],
-        columns: Sequence[sa.Column[Any]] = (),
-    ) -> Sequence[Any]:
-        """The rows of `table` with these primary keys, which are all texts; in any order.
-
-        Args:
-            table: whose rows.
-            keys: of each, the values in the order of the primary key.
-            columns: what to give of each row; all by default.
-        """
-        names = [column.name for column in table.primary_key]
-        text = statements.find(table, tuple(columns), sqlite=self.is_sqlite)
-        if self.is_sqlite:
-            wanted = msgspec.json.encode([tuple(key) for key in keys], enc_hook=str.__str__)
-            return self._drive(text, [wanted.decode()]).rows
-        lists = {name: [key[place] for key in keys] for place, name in enumerate(names)}
-        return self.connection.execute(sa.text(text), lists).all()
-
-    def _drive(self, text: str, parameters: Sequence[Any] = ()) -> Result:
-        """Have SQLite's driver execute `text`. What it raises is what SQLAlchemy makes of it."""
-        try:
-            cursor = self._driver.execute(text, parameters)
-            # Rows are read here as well: a damaged file may only be noticed at the second.
-            return Result(cursor.fetchall(), cursor.rowcount)
-        except sqlite3.Error as error:
-            wrapped = DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True)
-            raise wrapped from None
+    @abstractmethod
+    def identity(self) -> str:
+        """The same for two URLs that lead to one database. Inside a transaction."""
 
     def sibling(self) -> Database:
         """Another connection to the same database, whose schema is left to this one."""
-        return Database(
+        return type(self)(
             self.url, component=self.component, migrations=None, timeout_ms=self._timeout_ms
         )
 
     def read_only(self) -> Database:
-        """A connection to what is there: nothing is created, migrated, or set up anew."""
-        return Database(
+        """A connection to what exists: nothing is created, migrated, or set up anew."""
+        return type(self)(
             self.url,
             component=self.component,
             migrations=None,
@@ -216,16 +148,14 @@ class Database:
 
         Raises:
             StoreUnavailable: the server cannot be reached.
-            ConfigurationError: it is no database, or one of a newer version.
+            ConfigurationError: it is not a database, or one of a newer version.
         """
-        if self.is_sqlite:
-            check_sqlite_path(self._engine.url)
         with self.transaction(read_only=self._migrations is None):
             if self._migrations is not None:
                 self._migrate(self._migrations)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._drop_connection()
         self._engine.dispose()
 
@@ -239,48 +169,63 @@ class Database:
         wanted = _VERSIONS.c.component == (component or self.component)
         return self.connection.execute(sa.select(_VERSIONS.c.version).where(wanted)).scalar() or 0
 
-    @property
-    def file(self) -> Path | None:
-        """The file of a SQLite database; `None` for one in memory and for a server."""
-        if self.is_memory or not self.is_sqlite:
-            return None
-        return Path(str(self._engine.url.database).removeprefix("file:"))
-
-    def identity(self) -> str:
-        """The same for two URLs that lead to one database. Inside a transaction."""
-        if self.file is not None:
-            status = self.file.stat()
-            return f"{status.st_dev}:{status.st_ino}"
-        row = self.connection.exec_driver_sql(
-            "SELECT pg_postmaster_start_time(), current_database(), current_schema()"
-        ).one()
-        return ":".join(map(str, row))
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """A transaction that reads one instant, for as long as it takes."""
+    def _create_engine(self) -> sa.Engine:
         try:
-            with self.transaction(read_only=True):
-                if not self.is_sqlite:
-                    setting = "TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-                    self.connection.exec_driver_sql(f"SET {setting}")
-                with self.unhurried():
-                    yield
-        except DBAPIError as error:  # tables that others have changed or deleted
-            raise StoreError(f"{self.shown_url}: {first_line(error.orig)}") from None
+            return sa.create_engine(
+                self._parsed_url.set(drivername=self.drivernames[0]),
+                # One thread holds one connection; a pool would only hide when it is lost.
+                poolclass=NullPool,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
+                json_serializer=lambda value: msgspec.json.encode(value).decode(),
+                json_deserializer=msgspec.json.decode,
+                connect_args=self._connect_args(),
+            )
+        except ArgumentError:
+            raise ConfigurationError(
+                f"{self.shown_url!r}: a file is sqlite:///relative.db or sqlite:////absolute/path.db"
+            ) from None
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{self.shown_url!r} needs psycopg: pip install 'trunkline[postgres]' ({error})"
+            ) from None
+
+    @abstractmethod
+    def _connect_args(self) -> dict[str, Any]:
+        """What the driver is told besides the URL."""
+
+    def _migrate(self, migrations: Sequence[Migration]) -> None:
+        connection = self.connection
+        self._lock_schemas()
+        _VERSIONS.create(connection, checkfirst=True)
+        version, present = self.schema_version(), len(migrations)
+        if version > present:
+            raise ConfigurationError(
+                f"{self.shown_url} has version {version} of the {self.component} schema, and this"
+                f" trunkline knows versions up to {present}: upgrade trunkline"
+            )
+        with self.without_timeout():
+            for step in migrations[version:]:
+                step(connection)
+        # Also if it stays the same: that a database can only be read is found out now.
+        self.upsert(_VERSIONS, [{"component": self.component, "version": present}])
+
+    @abstractmethod
+    def _lock_schemas(self) -> None:
+        """Let no other process migrate a schema before this transaction ends."""
+
+    # -- transactions ----------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[None]:
         """A transaction; everything executed on `connection` inside is committed on leaving.
-
-        On SQLite a transaction that may write takes the write lock at once: one that starts to
-        read and then finds another writer before it could not be saved by waiting.
 
         Raises:
             ConnectionLost: the connection broke.
             Conflict: another transaction stood in the way.
             StoreUnavailable: the database cannot do it now: away, disk full, too slow.
             ConfigurationError: it never can: a wrong password, a file that cannot be written to.
+            StoreError: it refused a statement, for a reason that is not one of these.
         """
         self._begin(read_only)
         try:
@@ -288,26 +233,38 @@ class Database:
             self._commit()
         except DBAPIError as error:
             failure = self._translate(error)
-            self._roll_back(is_broken=is_broken(error, failure))
+            self._roll_back(is_broken=self._is_broken(error))
             raise failure from None
         except BaseException:
             self._roll_back()
             raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that only reads, and sees one instant for as long as it takes."""
+        with self.transaction(read_only=True):
+            self._prepare_snapshot()
+            with self.without_timeout():
+                yield
+
+    @abstractmethod
+    def without_timeout(self) -> AbstractContextManager[None]:
+        """What is done inside may take as long as it takes, such as an index on a large table."""
+
+    @abstractmethod
+    def changes(self) -> int | None:
+        """See `Adapter.changes`."""
+
     def _begin(self, read_only: bool) -> None:
         deadline = monotonic() + self._timeout_ms / 1000
-        if self.is_sqlite:
-            begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
-        else:
-            begin = "BEGIN READ ONLY" if read_only else "BEGIN"
         while True:
             is_fresh = self._connection is None
             try:
-                connection = self._connect()
-                if self.is_sqlite:
-                    self._drive(begin)
-                else:
-                    connection.exec_driver_sql(begin)
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                    self._driver = self._connection.connection.dbapi_connection
+                    self.connections += 1
+                self._send_begin(read_only)
                 return
             except DBAPIError as error:
                 failure = self._translate(error)
@@ -320,80 +277,163 @@ class Database:
                     continue  # it broke since it was last used, and the server may be back
                 raise failure from None
 
-    def _connect(self) -> sa.Connection:
-        if self._connection is None:
-            try:
-                self._connection = self._engine.connect()
-            except DBAPIError as error:
-                if self._translate(error) is not error:
-                    raise
-                raise ConfigurationError(f"{self.shown_url}: {first_line(error.orig)}") from None
-            self._driver = self._connection.connection.dbapi_connection
-            self.connections += 1
-        return self._connection
+    @abstractmethod
+    def _send_begin(self, read_only: bool) -> None: ...
 
-    def _commit(self) -> None:
-        if self.is_sqlite:
-            self._drive("COMMIT")
-            return
-        if self._driver.info.transaction_status.name == "INERROR":
-            # PostgreSQL would roll back and call it a success.
-            raise RuntimeError("a statement of this transaction failed, and nobody took notice")
-        self.connection.exec_driver_sql("COMMIT")
+    @abstractmethod
+    def _commit(self) -> None: ...
+
+    @abstractmethod
+    def _prepare_snapshot(self) -> None:
+        """Have the transaction that was just begun see one instant."""
 
     def _roll_back(self, *, is_broken: bool = False) -> None:
         """Undo what the transaction did. SQLite may have done so itself, on a full disk."""
         if (is_broken or self.connection.invalidated) and not self.is_memory:
             self._drop_connection()
-            return
-        if self.is_sqlite and not self._driver.in_transaction:
-            return
-        try:
-            self.connection.exec_driver_sql("ROLLBACK")
-        except DBAPIError:
-            self._drop_connection()
+        elif self._in_transaction:
+            try:
+                self.connection.exec_driver_sql("ROLLBACK")
+            except DBAPIError:
+                self._drop_connection()
+
+    @property
+    def _in_transaction(self) -> bool:
+        """Whether a transaction is under way, as far as the driver knows."""
+        return True
 
     def _drop_connection(self) -> None:
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             try:
-                connection.invalidate() if not self.is_sqlite else None
+                connection.invalidate()
                 connection.close()
             except DBAPIError:
                 pass  # it was broken already, which is why it is dropped
 
-    def _migrate(self, migrations: Sequence[Migration]) -> None:
-        connection = self.connection
-        if not self.is_sqlite:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self._timeout_ms}")
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-        _VERSIONS.create(connection, checkfirst=True)
-        version, present = self.schema_version(), len(migrations)
-        if version > present:
-            raise ConfigurationError(
-                f"{self.shown_url} has version {version} of the {self.component} schema, and this"
-                f" trunkline knows versions up to {present}: upgrade trunkline"
-            )
-        with self.unhurried():
-            for step in migrations[version:]:
-                step(connection)
-        # Also if it stays the same: that a database can only be read is found out now.
-        self.upsert(_VERSIONS, [{"component": self.component, "version": present}])
+    def _translate(self, error: DBAPIError) -> TrunklineError:
+        return self.translate(error, f"{self.component} at {self.shown_url}")
 
-    @contextmanager
-    def unhurried(self) -> Iterator[None]:
-        """What is done inside may take as long as it takes, such as an index on a large table."""
-        if self.is_sqlite:
-            yield
-            return
-        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
-            self.connection.exec_driver_sql(f"SET LOCAL {setting} = 0")
-        dbapi_connection = self._driver
-        patience, dbapi_connection.patience = dbapi_connection.patience, None
-        try:
-            yield
-        finally:
-            dbapi_connection.patience = patience
+    @abstractmethod
+    def translate(self, error: DBAPIError, where: str) -> TrunklineError:
+        """What `error` means to a caller. Never the statement's parameters: they may be secret."""
 
-    def _translate(self, error: DBAPIError) -> Exception:
-        return translate(error, f"{self.component} at {self.shown_url}")
+    @abstractmethod
+    def _is_broken(self, error: DBAPIError) -> bool:
+        """Whether the connection cannot be used after `error`."""
+
+    # -- statements ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def execute(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> Result:
+        """Execute a statement that is made once, and so needs compiling only once."""
+
+    def upsert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert whole rows of `table`, or update those that exist, by its primary key.
+
+        A column with `info={"kept_on_update": True}` keeps the value that it was inserted with.
+        """
+        if rows:
+            self._insert(upsert_of, table, rows)
+
+    def insert_absent(
+        self, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Sequence[Any]]:
+        """Insert whole rows, unless they violate a constraint of `table`.
+
+        Returns:
+            The primary keys of the rows that were inserted.
+        """
+        return self._insert(insert_absent_of, table, rows) if rows else ()
+
+    def insert_if_absent(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
+        """Insert a whole row, unless it violates a constraint of `table`; whether it did not."""
+        return bool(self.insert_absent(table, [row]))
+
+    @abstractmethod
+    def _insert(
+        self, statement_of: StatementOf, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Any]:
+        """Execute an INSERT of whole rows; the rows that it returns."""
+
+    @abstractmethod
+    def find(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        columns: Sequence[sa.Column[Any]] = (),
+    ) -> Sequence[Any]:
+        """The rows of `table` with these primary keys, which are all texts; in any order.
+
+        Args:
+            table: whose rows.
+            keys: of each, the values in the order of the primary key.
+            columns: what to return of each row; all by default.
+        """
+
+    @abstractmethod
+    def position(self, column: Any, text: str) -> Any:
+        """Where `text` begins in `column`, counted from 1; 0 if it does not occur."""
+
+    def for_update(
+        self, select: sa.Select[Any], *, skip_locked: bool = False, key_share: bool = False
+    ) -> sa.Select[Any]:
+        """`select`, with its rows locked until the transaction ends.
+
+        Where a transaction that writes is alone, as on SQLite, no row needs a lock.
+        """
+        return select
+
+    @abstractmethod
+    def lock_key(self, key: str) -> None:
+        """Wait until no other transaction holds `key`, and hold it until this one ends."""
+
+
+def upsert_of(table: sa.Table, insert: Any) -> Any:
+    """`INSERT … ON CONFLICT DO UPDATE` of a whole row of `table`, by its primary key."""
+    keys = [column.name for column in table.primary_key]
+    changed = {
+        column.name: insert.excluded[column.name]
+        for column in table.c
+        if column.name not in keys and not column.info.get("kept_on_update")
+    }
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+def insert_absent_of(table: sa.Table, insert: Any) -> Any:
+    """`INSERT … ON CONFLICT DO NOTHING`, whichever constraint it violates; returns keys."""
+    return insert.on_conflict_do_nothing().returning(*table.primary_key)
+
+
+def database_at(
+    url: str,
+    *,
+    component: str,
+    migrations: Sequence[Migration] | None,
+    timeout_ms: int = 5_000,
+    read_only: bool = False,
+) -> Database:
+    """The `Database` for a URL, with the same arguments; not yet connected."""
+    shown_url = hide_password(url)
+    try:
+        parsed = sa.make_url(url)
+        backend, drivername = parsed.get_backend_name().lower(), parsed.drivername.lower()
+    except (ArgumentError, ValueError):
+        # What these say may quote the password.
+        raise ConfigurationError(f"{shown_url!r} is not a database URL") from None
+    try:
+        # The module is named after the database.
+        kind: type[Database] | None = import_module(f"{__package__}.{backend}").DATABASE
+    except (ModuleNotFoundError, AttributeError):
+        kind = None
+    if kind is None or drivername not in kind.drivernames:
+        raise ConfigurationError(f"{shown_url!r}: a database is sqlite:// or postgresql://")
+    if "@" in (parsed.host or ""):
+        raise ConfigurationError(f"{shown_url!r}: an '@' in a password is written %40")
+    return kind(
+        url,
+        component=component,
+        migrations=migrations,
+        timeout_ms=timeout_ms,
+        read_only=read_only,
+    )

@@ -124,7 +124,7 @@ class SQLTable(Table):
         )
 
     def erase(self) -> None:
-        with self._database.unhurried():
+        with self._database.without_timeout():
             self._database.connection.execute(sa.delete(self._table).where(*self._where(0)))
 
     def _where(self, at_ms: int) -> Iterator[sa.ColumnElement[bool]]:

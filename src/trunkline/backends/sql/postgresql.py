@@ -1,0 +1,271 @@
+"""PostgreSQL through psycopg: several writers, row locks, and locks between processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from time import monotonic
+from typing import Any, ClassVar, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
+
+from trunkline.backends.errors import Conflict, ConnectionLost
+from trunkline.backends.sql.database import Database, Result, StatementOf
+from trunkline.errors import (
+    ConfigurationError,
+    InvalidModel,
+    StoreError,
+    StoreUnavailable,
+    TrunklineError,
+)
+
+__all__ = ("DATABASE", "PostgreSQL")
+
+R = TypeVar("R")
+
+#: Any number will do, as long as every trunkline takes the same: it keeps two processes from
+#: migrating one database at once.
+_MIGRATION_LOCK = 7_446_821
+
+#: How much longer a server's answer may take than the server was told, in seconds.
+_GRACE = 0.5
+
+#: PostgreSQL takes settings in milliseconds as a C int.
+_LARGEST_SETTING = 2**31 - 1
+
+#: SQLSTATEs, by how they begin: wrong user, password, database or schema, or missing rights; a
+#: session that is over, or leads to a server that only reads; another transaction holds a lock or
+#: was first; a server that cannot do it now.
+_MISTAKES = ("28", "3D", "3F", "42501")
+_LOST = ("08", "57P", "25006", "25P03")
+_CONFLICTS = ("40001", "40P01", "55P03")
+_UNAVAILABLE = ("53", "57", "58")
+#: A server that refuses a connection sends no SQLSTATE along.
+_REFUSALS = re.compile(
+    "authentication failed|no password supplied|no pg_hba.conf entry|not permitted to log in"
+    "|(role|database) .* does not exist|permission denied"
+)
+
+
+class PostgreSQL(Database):
+    """A server. One that stops answering is noticed, also while its answer is awaited."""
+
+    drivernames: ClassVar = ("postgresql+psycopg", "postgresql")
+    writes_concurrently: ClassVar = True
+    lease_ms: ClassVar = 15_000
+    _changes = 0
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    def _create_engine(self) -> sa.Engine:
+        engine = super()._create_engine()
+        event.listen(engine, "do_connect", _connect)
+        event.listen(engine, "connect", self._prepare)
+        event.listen(engine, "after_cursor_execute", self._count_changes)
+        return engine
+
+    def _connect_args(self) -> dict[str, Any]:
+        seconds = max(1, self._timeout_ms // 1000)
+        wanted = {
+            "connect_timeout": seconds,
+            "tcp_user_timeout": min(self._timeout_ms, _LARGEST_SETTING),
+            "keepalives_idle": seconds,
+            "keepalives_interval": seconds,
+        }
+        return {name: wanted[name] for name in wanted.keys() - self._parsed_url.query.keys()}
+
+    def _prepare(self, connection: Any, _record: object) -> None:
+        timeout_ms = min(self._timeout_ms, _LARGEST_SETTING)
+        settings = {
+            "statement_timeout": timeout_ms,
+            # Shorter than the second after which PostgreSQL looks for a deadlock: a batch holds
+            # many locks, and had better release them and take them one by one.
+            "lock_timeout": max(1, timeout_ms // 20),
+            # A process that is frozen in the middle of a batch releases its locks.
+            "idle_in_transaction_session_timeout": timeout_ms,
+        }
+        connection.execute("; ".join(f"SET {name} = {settings[name]}" for name in settings))
+        # The server itself ends a statement that takes too long, if it still can.
+        connection.answer_timeout = self._timeout_ms / 1000 + _GRACE
+
+    def _count_changes(
+        self,
+        _connection: sa.Connection,
+        cursor: Any,
+        statement: str,
+        _parameters: object,
+        _context: object,
+        _many: bool,
+    ) -> None:
+        if cursor.rowcount > 0 and not statement.startswith("SELECT"):
+            self._changes += cursor.rowcount
+
+    def identity(self) -> str:
+        row = self.connection.exec_driver_sql(
+            "SELECT pg_postmaster_start_time(), current_database(), current_schema()"
+        ).one()
+        return ":".join(map(str, row))
+
+    # -- transactions ----------------------------------------------------------------------------
+
+    def _send_begin(self, read_only: bool) -> None:
+        self.connection.exec_driver_sql("BEGIN READ ONLY" if read_only else "BEGIN")
+
+    def _commit(self) -> None:
+        if self._has_failed:
+            # PostgreSQL would roll back and call it a success.
+            raise StoreError("a statement of this transaction failed, and was not handled")
+        self.connection.exec_driver_sql("COMMIT")
+
+    @property
+    def _has_failed(self) -> bool:
+        return bool(self._driver.info.transaction_status.name == "INERROR")
+
+    def changes(self) -> int | None:
+        return None if self._has_failed else self._changes
+
+    def _prepare_snapshot(self) -> None:
+        self.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+    def _lock_schemas(self) -> None:
+        timeout_ms = min(self._timeout_ms, _LARGEST_SETTING)
+        self.connection.exec_driver_sql(f"SET LOCAL lock_timeout = {timeout_ms}")
+        self.connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+
+    @contextmanager
+    def without_timeout(self) -> Iterator[None]:
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            self.connection.exec_driver_sql(f"SET LOCAL {setting} = 0")
+        driver = self._driver
+        driver.answer_timeout, timeout = None, driver.answer_timeout
+        try:
+            yield
+        finally:
+            driver.answer_timeout = timeout
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def execute(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> Result:
+        result = self.connection.execute(statement, parameters)
+        return Result(result.all() if result.returns_rows else (), result.rowcount)
+
+    def _insert(
+        self, statement_of: StatementOf, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Any]:
+        result = self.connection.execute(_insert_of(statement_of, table), rows)
+        return result.all() if result.returns_rows else ()
+
+    def find(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        columns: Sequence[sa.Column[Any]] = (),
+    ) -> Sequence[Any]:
+        names = [column.name for column in table.primary_key]
+        lists = {name: [key[place] for key in keys] for place, name in enumerate(names)}
+        return self.connection.execute(sa.text(_find(table, tuple(columns))), lists).all()
+
+    def position(self, column: Any, text: str) -> Any:
+        return sa.func.strpos(column, text)
+
+    def for_update(
+        self, select: sa.Select[Any], *, skip_locked: bool = False, key_share: bool = False
+    ) -> sa.Select[Any]:
+        return select.with_for_update(skip_locked=skip_locked, key_share=key_share, read=key_share)
+
+    def lock_key(self, key: str) -> None:
+        self.connection.execute(_LOCK_KEY, {"key": key})
+
+    # -- errors ----------------------------------------------------------------------------------
+
+    def translate(self, error: DBAPIError, where: str) -> TrunklineError:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        text = f"{where}: {_first_line(error.orig)}" + (f" ({state})" if state else "")
+        if isinstance(error, DataError):
+            return InvalidModel(text)
+        if state.startswith(_MISTAKES) or (not state and _REFUSALS.search(text)):
+            return ConfigurationError(text)
+        if error.connection_invalidated or (isinstance(error, OperationalError) and not state):
+            return ConnectionLost(text)
+        if state.startswith(_LOST):
+            return ConnectionLost(text)
+        if state.startswith(_CONFLICTS):
+            return Conflict(text)
+        if state.startswith(_UNAVAILABLE):
+            return StoreUnavailable(text)
+        if self._driver is None and not isinstance(error, IntegrityError):
+            return ConfigurationError(text)  # of connecting: an unknown option, say
+        return StoreError(text)
+
+    def _is_broken(self, error: DBAPIError) -> bool:
+        return isinstance(self.translate(error, ""), ConnectionLost)
+
+
+def _first_line(error: BaseException | None) -> str:
+    """The message of an error without its DETAIL, which quotes stored values."""
+    diagnostics = getattr(error, "diag", None)
+    primary = getattr(diagnostics, "message_primary", None)
+    return str(primary or error).strip().partition("\n")[0]
+
+
+@cache
+def _insert_of(statement_of: StatementOf, table: sa.Table) -> Any:
+    return statement_of(table, postgresql.insert(table))
+
+
+@cache
+def _find(table: sa.Table, columns: tuple[sa.Column[Any], ...]) -> str:
+    """Takes the keys as one list of texts for each part of the primary key."""
+    keys = [column.name for column in table.primary_key]
+    parts = ", ".join(f"CAST(:{key} AS text[])" for key in keys)
+    given = ", ".join(f"one.{column.name}" for column in columns or table.columns)
+    same = " AND ".join(f"one.{key} = wanted.{key}" for key in keys)
+    return (
+        f"SELECT {given} FROM unnest({parts}) AS wanted ({', '.join(keys)})"
+        f" JOIN {table.name} AS one ON {same}"
+    )
+
+
+_LOCK_KEY = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+
+
+def _connect(_dialect: object, _record: object, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return _connection_class().connect(*args, **kwargs)
+
+
+@cache
+def _connection_class() -> Any:
+    """A connection of psycopg that does not wait for a frozen server for ever."""
+    from psycopg import Connection, OperationalError
+
+    class DeadlineConnection(Connection[Any]):
+        #: How long an answer may take, in seconds; `None` for ever.
+        answer_timeout: float | None = None
+
+        def wait(self, gen: Generator[Any, Any, R], *args: Any, **kwargs: Any) -> R:
+            if self.answer_timeout is not None:
+                gen = self._limited(gen, monotonic() + self.answer_timeout)
+            return super().wait(gen, *args, **kwargs)
+
+        def _limited(self, gen: Generator[Any, Any, R], deadline: float) -> Generator[Any, Any, R]:
+            """`gen`, which yields what it waits for, and is sent nothing every 100 ms."""
+            ready = None
+            while True:
+                try:
+                    wanted = gen.send(ready)
+                except StopIteration as end:
+                    return cast(R, end.value)
+                ready = yield wanted
+                if not ready and monotonic() > deadline:
+                    self.close()
+                    raise OperationalError("the server does not answer")
+
+    return DeadlineConnection
+
+
+DATABASE = PostgreSQL
