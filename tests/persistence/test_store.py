@@ -252,6 +252,18 @@ async def test_what_cannot_be_an_id_is_refused_by_its_name(store, name, call, va
     assert await contents(store) == before
 
 
+@pytest.mark.parametrize(
+    "after",
+    ["", "bot", 5, b"bot\0s", "\0s", "bot\0s\0t", "bot\0\ud800", "x" * 801 + "\0s", ["bot", "s"]],
+)
+async def test_a_scan_of_subscriptions_goes_on_after_an_id_that_it_gave(store, after):
+    await store.save_ingress_subscription(IngressSubscription.new(bridge_id="bot"))
+    with pytest.raises(InvalidModel, match="after "):
+        await store.scan("ingress_subscriptions", after=after)
+    ((last, _),) = await store.scan("ingress_subscriptions")
+    assert await store.scan("ingress_subscriptions", after=last) == []
+
+
 # -- wrong settings of a call --------------------------------------------------------------------
 
 

@@ -17,7 +17,6 @@ from trunkline.persistence.models import (
     ExternalId,
     IngressSubscription,
     Message,
-    Model,
     OnboardingFlow,
     Participant,
     Room,
@@ -25,6 +24,7 @@ from trunkline.persistence.models import (
     RoutingPolicy,
     Thread,
 )
+from trunkline.persistence.validation import Model
 
 __all__ = ("KINDS", "DirectoryQuery", "DirectoryTarget", "Inbound", "PersistenceAdapter")
 

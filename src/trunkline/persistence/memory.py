@@ -22,18 +22,15 @@ from trunkline.persistence.models import (
     ExternalId,
     IngressSubscription,
     Message,
-    Model,
     OnboardingFlow,
     Participant,
     Room,
     RoomBinding,
     RoutingPolicy,
     Thread,
-    checked,
-    checked_flow,
-    folded,
     now,
 )
+from trunkline.persistence.validation import Model, checked, checked_flow, folded
 
 __all__ = ("MemoryPersistenceAdapter",)
 

@@ -16,36 +16,21 @@ from msgspec import Meta, field
 from msgspec.structs import replace
 from uuid_utils import uuid7
 
-from trunkline.persistence.validation import (
-    Model,
-    checked,
-    checked_flow,
-    choices,
-    folded,
-    id_problem,
-    shown,
-)
+from trunkline.persistence.validation import Model
 
 __all__ = (
     "BridgeConfig",
     "ExternalId",
     "IngressSubscription",
     "Message",
-    "Model",
     "OnboardingFlow",
     "Participant",
     "Room",
     "RoomBinding",
     "RoutingPolicy",
     "Thread",
-    "checked",
-    "checked_flow",
-    "choices",
-    "folded",
-    "id_problem",
     "new_id",
     "now",
-    "shown",
 )
 
 #: An id that is not empty.

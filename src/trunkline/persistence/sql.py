@@ -27,14 +27,12 @@ from trunkline.persistence.models import (
     ExternalId,
     IngressSubscription,
     Message,
-    Model,
     OnboardingFlow,
     Participant,
     Room,
     RoomBinding,
     RoutingPolicy,
     Thread,
-    folded,
     now,
 )
 from trunkline.persistence.schema import (
@@ -51,6 +49,7 @@ from trunkline.persistence.schema import (
     tables,
     threads,
 )
+from trunkline.persistence.validation import Model, folded
 
 __all__ = ("SQLPersistenceAdapter",)
 

@@ -26,7 +26,6 @@ from trunkline.persistence.models import (
     ExternalId,
     IngressSubscription,
     Message,
-    Model,
     OnboardingFlow,
     Participant,
     Room,
@@ -35,6 +34,7 @@ from trunkline.persistence.models import (
     Thread,
 )
 from trunkline.persistence.validation import (
+    Model,
     checked,
     checked_flow,
     choices,
