@@ -7,7 +7,7 @@ from collections import defaultdict
 import anyio
 import pytest
 
-from tests.servers.writer import CALLERS, processes, race, read_journal
+from tests.servers.writer import CALLERS, meet, processes, race, read_journal
 from trunkline.persistence import PersistenceStore
 
 PROCESSES = 4
@@ -41,13 +41,34 @@ def test_processes_that_race_for_the_same_ids_get_one_row_each(url, tmp_path, si
     }
 
 
-def race_in_processes(url: str, folder, size: int) -> list[list]:
-    """Let every caller of every process have each id once; all that they noted."""
+@pytest.mark.slow
+def test_processes_that_meet_at_one_participant_and_one_message_lose_and_double_nothing(
+    url, tmp_path
+):
+    entries = race_in_processes(url, tmp_path, 32, meet)
+
+    assert [entry for entry in entries if entry[0] == "error"] == []
+    channels = {entry[1] for entry in entries if entry[0] == "channel"}
+    messages = {entry[1] for entry in entries if entry[0] == "message"}
+    assert len(channels) == 32 * PROCESSES
+    assert len(messages) == 32
+
+    async def look() -> None:
+        async with PersistenceStore(url) as store:
+            assert (await store.get_participant("p")).external_ids.keys() == channels
+            assert {one for one, _ in await store.scan("messages")} == messages
+            assert (await store.counts())["threads"] == 1
+
+    anyio.run(look)
+
+
+def race_in_processes(url: str, folder, size: int, program=race) -> list[list]:
+    """Let every process run a program at the same time; all that they noted."""
     start = processes.Event()
     backends = ["asyncio", "trio"] * (PROCESSES // 2)
     journals = [folder / f"{number}.journal" for number in range(PROCESSES)]
     racers = [
-        processes.Process(target=race, args=(url, journal, start, backend, number, size))
+        processes.Process(target=program, args=(url, journal, start, backend, number, size))
         for number, (journal, backend) in enumerate(zip(journals, backends, strict=True))
     ]
     for racer in racers:

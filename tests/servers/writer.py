@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from trunkline.backends.sql import database_at
 from trunkline.errors import StoreUnavailable
 from trunkline.persistence import Message, PersistenceStore
+from trunkline.persistence.inbound import new_inbound
 
 #: Processes that are forked from one that has imported all of this, and so start at once.
 processes = get_context("forkserver")
@@ -111,6 +112,42 @@ def race(url: str, path: Path, start: Any, backend: str, seed: int, size: int) -
                 journal.write("message", external_id, (await store.save_message(message)).id)
 
             for number in range(CALLERS):
+                callers.start_soon(caller, number)
+
+    anyio.run(main, backend=backend)
+
+
+def meet(url: str, path: Path, start: Any, backend: str, seed: int, size: int) -> None:
+    """Give one participant external ids, and take in messages that others take in as well."""
+
+    async def main() -> None:
+        journal = Journal(path)
+        start.wait(30)
+        async with PersistenceStore(url) as store, anyio.create_task_group() as callers:
+
+            async def caller(number: int) -> None:
+                await _note_errors(journal, call, number)
+
+            async def call(number: int) -> None:
+                await store.get_or_create_participant_by_external_id(
+                    f"{seed}-{number}", 1, {"id": "p"}
+                )
+                journal.write("channel", f"{seed}-{number}")
+                inbound = await store.save_new_inbound(
+                    new_inbound(
+                        channel="test",
+                        bridge_id="bot",
+                        external_room_id="lobby",
+                        content=seed,
+                        external_message_id=number,
+                        external_user_id=seed,
+                        external_thread_id="topic",
+                    )
+                )
+                if not inbound.duplicate:
+                    journal.write("message", inbound.message.id)
+
+            for number in range(size):
                 callers.start_soon(caller, number)
 
     anyio.run(main, backend=backend)
