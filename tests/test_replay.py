@@ -612,6 +612,11 @@ async def test_a_longer_log_adds_what_is_new(store):
     assert (stored.new_rooms, stored.new_threads, stored.new_participants) == (2, 0, 1)
 
 
+async def test_strangers_without_a_user_id_are_not_one_participant(store):
+    stored = await save(store, [said("one", 1, user_id=""), said("two", 2, user_id="")])
+    assert (stored.messages, stored.participants, stored.new_participants) == (2, 0, 0)
+
+
 async def test_messages_of_one_instant_stay_in_the_order_of_the_log(store):
     texts = [f"{number}" for number in random.Random(4).sample(range(900), 300)]
     await save(store, [said(text, 1_000) for text in texts])
@@ -663,7 +668,7 @@ async def test_what_no_database_can_hold_is_told_and_counted_and_the_rest_saved(
     stored = history.stored()
     assert (stored.messages, stored.refused) == (1, 4)
     assert (stored.rooms, stored.participants, stored.threads) == (1, 1, 0)
-    assert len(problems) == 3
+    assert len(problems) == 4
     assert all("cannot be stored" in problem and "\n" not in problem for problem in problems)
 
 
@@ -687,7 +692,10 @@ async def test_messages_share_commits(tmp_path):
 
 async def test_a_store_that_fails_ends_the_saving(tmp_path):
     class FailingAdapter(SQLPersistenceAdapter):
-        def save_messages(self, messages):
+        def save_inbound(self, inbound):
+            raise StoreUnavailable("the disk is gone")
+
+        def save_inbounds(self, inbounds):
             raise StoreUnavailable("the disk is gone")
 
     adapter = FailingAdapter(f"sqlite:///{tmp_path}/log.db")
