@@ -15,6 +15,7 @@ from telegram.ext import (
     ApplicationHandlerStop,
     CallbackQueryHandler,
     CommandHandler,
+    ContextTypes,
     ConversationHandler,
     MessageHandler,
     TypeHandler,
@@ -92,6 +93,48 @@ def say(offline):
 @pytest.fixture(params=[Application, DurableApplication])
 def kind(request):
     return request.param
+
+
+# -- types of the program's own ------------------------------------------------------------------
+
+
+class Visits:
+    def __init__(self):
+        self.count = 0
+
+
+class Cart(dict):
+    pass
+
+
+class Steps(int, enum.Enum):
+    WAITING = 7
+
+
+async def test_an_application_with_types_of_its_own_starts_and_goes_on_after_a_restart(
+    sqlite_url, running, say
+):
+    types = ContextTypes(user_data=Visits, chat_data=Cart, bot_data=Visits)
+
+    async def count(update, context):
+        context.user_data.count += 1
+        context.chat_data["said"] = context.user_data.count
+        context.bot_data.count += 10
+        return Steps.WAITING
+
+    for turn in (1, 2):
+        anything = MessageHandler(filters.TEXT, count)
+        conversation = ConversationHandler(
+            [anything], {Steps.WAITING: [anything]}, [], name="count", persistent=True
+        )
+        persistence = TrunklinePersistence(sqlite_url, context_types=types)
+        async with running(
+            persistence, conversation, configure=lambda builder: builder.context_types(types)
+        ) as application:
+            await say(application, 7, "hello")
+            assert application.user_data[7].count == turn
+            assert type(application.chat_data[7]) is Cart
+            assert application.bot_data.count == 10 * turn
 
 
 # -- restarts --------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from threading import Timer
 
 import anyio
 import pytest
-from telegram.ext import ConversationHandler, PersistenceInput
+from telegram.ext import ContextTypes, ConversationHandler, PersistenceInput
 
 from trunkline import FSMStore
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.errors import ConfigurationError, StoreUnavailable, UnreadableRecord
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.integrations.telegram import TrunklinePersistence
 
@@ -402,36 +402,64 @@ class Switchable(MemoryFSMAdapter):
 
     is_away = False
 
-    def _read(self, place):
+    error = StoreUnavailable("the database is away")
+
+    def _read(self, key):
         if self.is_away:
-            raise StoreUnavailable("the database is away")
-        return super()._read(place)
+            raise self.error
+        return super()._read(key)
+
+    def _write(self, key, record):
+        if self.is_away:
+            raise self.error
+        super()._write(key, record)
 
 
-async def test_what_could_not_be_stored_is_stored_when_the_database_is_back():
-    # The Application tells of a change but once.
+#: As when a password was changed, or a right was taken away.
+REFUSED = ConfigurationError("WRONGPASS invalid username-password pair")
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("the database is away"), REFUSED])
+@pytest.mark.parametrize("kept", [{}, {"bot_data": False}, {"bot_data": False, "chat_data": False}])
+async def test_what_could_not_be_stored_is_stored_when_the_database_is_back(error, kept):
+    # The Application reports each change only once.
     adapter = Switchable()
+    adapter.error = error
     async with FSMStore(adapter=adapter) as store:
-        persistence = TrunklinePersistence(store)
+        persistence = TrunklinePersistence(
+            store, store_data=PersistenceInput(**kept), update_interval=0.01
+        )
         await persistence.update_user_data(1, {"is": "old"})
         await persistence.update_user_data(2, {"is": "old"})
         adapter.is_away = True
         for change in (
             persistence.update_user_data(1, {"is": "new"}),
             persistence.drop_user_data(2),
-            persistence.update_chat_data(3, {"is": "new"}),
             persistence.update_conversation("form", (1,), "asked"),
-            persistence.update_bot_data({"is": "new"}),
         ):
-            with pytest.raises(StoreUnavailable, match="away"):
+            with pytest.raises(type(error), match=r"away|WRONGPASS"):
                 await change
         adapter.is_away = False
-        assert await persistence.get_user_data() == {1: {"is": "old"}, 2: {"is": "old"}}
-        await persistence.update_bot_data({"is": "new"})  # as the Application does every time
+        with anyio.fail_after(10):
+            await persistence._retrying
         assert await persistence.get_user_data() == {1: {"is": "new"}}
-        assert await persistence.get_chat_data() == {3: {"is": "new"}}
         assert await persistence.get_conversations("form") == {(1,): "asked"}
-        assert await persistence.get_bot_data() == {"is": "new"}
+        await persistence.flush()
+
+
+async def test_what_could_not_be_stored_is_tried_again_while_the_database_is_away():
+    adapter = Switchable()
+    async with FSMStore(adapter=adapter) as store:
+        persistence = TrunklinePersistence(store, update_interval=0.001)
+        adapter.is_away = True
+        with pytest.raises(StoreUnavailable):
+            await persistence.update_user_data(1, {"is": "new"})
+        assert not persistence._retrying.done()
+        with pytest.raises(StoreUnavailable):
+            await persistence.flush()
+        adapter.is_away = False
+        await persistence.flush()
+        assert await persistence.get_user_data() == {1: {"is": "new"}}
 
 
 async def test_what_changed_since_is_newer_than_what_could_not_be_stored():
@@ -447,6 +475,83 @@ async def test_what_changed_since_is_newer_than_what_could_not_be_stored():
         await persistence.drop_user_data(2)
         await persistence.flush()
         assert await persistence.get_user_data() == {1: {"is": "new"}}
+
+
+# -- values of other types -------------------------------------------------------------------------
+
+
+class Steps(int, enum.Enum):
+    """States as python-telegram-bot's own tests have them."""
+
+    NAME = 0
+    AGE = 1
+
+
+async def test_states_of_an_enum_with_int_come_back_equal(persistence):
+    await persistence.update_conversation("form", (1, 2), Steps.AGE)
+    found = await persistence.get_conversations("form")
+    assert found == {(1, 2): Steps.AGE}
+    assert {Steps.AGE: "handlers"}[found[1, 2]] == "handlers"
+
+
+class Cart(dict):
+    """Of a type of the program's own."""
+
+
+class Visits:
+    def __init__(self):
+        self.count = 0
+        self.names = []
+
+
+async def test_data_of_types_of_its_own_is_restored_as_these(sqlite_url):
+    types = ContextTypes(user_data=Visits, chat_data=Cart, bot_data=Visits)
+    persistence = TrunklinePersistence(sqlite_url, context_types=types)
+    assert type(await persistence.get_bot_data()) is Visits
+    visits = Visits()
+    visits.count, visits.names = 3, ["Ada"]
+    await persistence.update_user_data(7, visits)
+    await persistence.update_chat_data(8, Cart(tea=2))
+    await persistence.update_bot_data(visits)
+    await persistence.flush()
+    again = TrunklinePersistence(sqlite_url, context_types=types)
+    for found in ((await again.get_user_data())[7], await again.get_bot_data()):
+        assert type(found) is Visits
+        assert vars(found) == {"count": 3, "names": ["Ada"]}
+    (cart,) = (await again.get_chat_data()).values()
+    assert (type(cart), cart) == (Cart, {"tea": 2})
+    await again.flush()
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+
+async def test_data_without_attributes_is_refused_by_its_type(persistence):
+    with pytest.raises(ConfigurationError, match="Slotted has no attributes"):
+        await persistence.update_user_data(7, Slotted())
+
+
+async def test_a_stored_value_that_cannot_be_decoded_is_named(persistence):
+    await persistence.update_user_data(7, {"a": 1})
+    await persistence.update_bot_data({"a": 1})
+    store, bot = persistence.store, persistence.bot_name
+    for record in range(256):
+        if await store.get_data(bot, ("user_data", record)):
+            await store.set_data(bot, ("user_data", record), {7: b"\xc1"})
+    await store.set_data(bot, ("bot_data",), {"value": b"\xc1"})
+    with pytest.raises(UnreadableRecord, match=r"user_data\[7\]"):
+        await persistence.get_user_data()
+    with pytest.raises(UnreadableRecord, match="bot_data"):
+        await persistence.get_bot_data()
+
+
+async def test_two_namespaces_on_one_file_do_not_see_each_other(sqlite_url):
+    one, two = (TrunklinePersistence(sqlite_url, namespace=name) for name in ("one", "two"))
+    await one.update_user_data(7, {"is": "one"})
+    assert await two.get_user_data() == {}
+    await one.flush()
+    await two.flush()
 
 
 # -- kill -9 ---------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ except ImportError as error:
         " pip install 'trunkline[aiogram]'"
     ) from error
 
+from msgspec import UNSET, UnsetType
+
 from trunkline.fsm import FSMStore
-from trunkline.integrations.source import StoreSource
+from trunkline.integrations.handle import StoreHandle
 from trunkline.line import Arrival, Trunkline
 
 __all__ = ("TrunklineEventIsolation", "TrunklineMiddleware", "TrunklineStorage")
@@ -41,7 +43,9 @@ class TrunklineStorage(BaseStorage):
             dispatcher shuts down. Or an `FSMStore` or a line's `line.fsm`, which the program starts
             before the dispatcher and stops after it, or lets the dispatcher do so:
             `dispatcher.startup.register(store.start)`, `dispatcher.shutdown.register(store.stop)`.
-        ttl_ms: how long a conversation lives after its last change; for ever by default.
+        ttl_ms: how long a conversation lives after its last change; `None` for ever. If left out, a
+            bot that the store knows keeps its own, and a new one has none.
+        namespace: of the store of a URL: bots in two namespaces never see each other's data.
 
     Example:
         >>> from aiogram import Dispatcher
@@ -50,18 +54,24 @@ class TrunklineStorage(BaseStorage):
         >>> dispatcher = Dispatcher(storage=storage, events_isolation=storage.create_isolation())
     """
 
-    def __init__(self, store: FSMStore | str, *, ttl_ms: int | None = None) -> None:
-        self._source = StoreSource(store, ttl_ms=ttl_ms)
+    def __init__(
+        self,
+        store: FSMStore | str,
+        *,
+        ttl_ms: int | UnsetType | None = UNSET,
+        namespace: str | None = None,
+    ) -> None:
+        self._handle = StoreHandle(store, ttl_ms=ttl_ms, namespace=namespace)
 
     @property
     def store(self) -> FSMStore:
         """Where it is all kept: bot `aiogram:<bot id>`, keys of the five other parts."""
-        return self._source.store
+        return self._handle.store
 
     def create_isolation(self) -> TrunklineEventIsolation:
         """An isolation on the same store, which stays this storage's to close."""
         isolation = TrunklineEventIsolation(self.store)
-        isolation._source = self._source
+        isolation._handle = self._handle
         return isolation
 
     async def start(self) -> None:
@@ -69,36 +79,36 @@ class TrunklineStorage(BaseStorage):
 
         `dispatcher.startup.register(storage.start)`. Without it the first update does so.
         """
-        await self._source.start()
+        await self._handle.start()
 
     async def close(self) -> None:
         """Stop the store, if it was made from a URL."""
-        await self._source.close()
+        await self._handle.close()
 
     async def get_state(self, key: StorageKey) -> str | None:
-        async with self._source.calling(_bot_name(key)) as store:
+        async with self._handle.calling(_bot_name(key)) as store:
             stored = await store.get_state(_bot_name(key), _store_key(key))
         return None if stored is None else stored.state
 
     async def set_state(self, key: StorageKey, state: StateType = None) -> None:
         name = state.state if isinstance(state, State) else state
-        async with self._source.calling(_bot_name(key)) as store:
+        async with self._handle.calling(_bot_name(key)) as store:
             await store.set_state(_bot_name(key), _store_key(key), name, remove_empty=True)
 
     async def get_data(self, key: StorageKey) -> dict[str, Any]:
-        async with self._source.calling(_bot_name(key)) as store:
+        async with self._handle.calling(_bot_name(key)) as store:
             return await store.get_data(_bot_name(key), _store_key(key)) or {}
 
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
         _check_is_map(data)
-        async with self._source.calling(_bot_name(key)) as store:
+        async with self._handle.calling(_bot_name(key)) as store:
             await store.set_data(_bot_name(key), _store_key(key), data, remove_empty=True)
 
     async def update_data(self, key: StorageKey, data: Mapping[str, Any]) -> dict[str, Any]:
         _check_is_map(data)
         if not data:
             return await self.get_data(key)
-        async with self._source.calling(_bot_name(key)) as store:
+        async with self._handle.calling(_bot_name(key)) as store:
             return await store.update_data(_bot_name(key), _store_key(key), data)
 
 
@@ -106,11 +116,12 @@ class TrunklineEventIsolation(BaseEventIsolation):
     """One update of a conversation at a time, by the locks of an FSMStore.
 
     Updates of one conversation are handled in the order in which they came; on PostgreSQL, Redis
-    and Valkey one at a time among processes, too. A lock that nobody holds leaves no trace.
+    and Valkey one at a time between processes, too.
 
     Args:
         store: an `FSMStore`, or the URL of one. `TrunklineStorage.create_isolation` makes one on
             the storage's own store.
+        namespace: of the store of a URL.
 
     Example:
         >>> from aiogram import Dispatcher
@@ -124,19 +135,19 @@ class TrunklineEventIsolation(BaseEventIsolation):
         >>> dispatcher.shutdown.register(store.stop)
     """
 
-    def __init__(self, store: FSMStore | str) -> None:
-        self._source = StoreSource(store)
+    def __init__(self, store: FSMStore | str, *, namespace: str | None = None) -> None:
+        self._handle = StoreHandle(store, namespace=namespace)
 
     @asynccontextmanager
     async def lock(self, key: StorageKey) -> AsyncGenerator[None, None]:
         bot_name = _bot_name(key)
-        store = await self._source.ready(bot_name)
+        store = await self._handle.ready(bot_name)
         async with store.lock(bot_name, _store_key(key)):
             yield
 
     async def close(self) -> None:
         """Stop the store, if it was made from a URL."""
-        await self._source.close()
+        await self._handle.close()
 
 
 class TrunklineMiddleware(BaseMiddleware):

@@ -1,4 +1,4 @@
-"""Where an integration has its FSMStore from."""
+"""The FSMStore of an integration, started when it is needed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,48 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from msgspec import UNSET, UnsetType
 
 from trunkline.backends.locks import KeyLocks
+from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMStore
 
-__all__ = ("StoreSource",)
+__all__ = ("StoreHandle",)
 
 
-class StoreSource:
-    """An FSMStore that belongs to the program, or one of its own that runs while it is needed.
+class StoreHandle:
+    """An FSMStore of the program, or that of a URL, which runs while it is needed.
 
     Frameworks make their storages when a module is imported, long before there is an event loop.
-    So a store of its own is started by the first call, and started again by one that comes after
-    `close`: a handler that is still busy when its framework stops finds its storage.
+    So the store of a URL is started by the first call, and started again by one that comes after
+    `close`: a handler that is still busy when its framework stops can still use its storage.
 
     Args:
         store: a store, which the program starts and stops; or the URL of one.
-        ttl_ms: how long conversations live after their last change; for ever by default.
+        ttl_ms: how long conversations live after their last change; `None` for ever. If left out,
+            bots that the store knows keep theirs.
+        namespace: of the store of a URL; a given store has its own.
+
+    Raises:
+        ConfigurationError: a URL that can never work, or a namespace beside a store.
     """
 
-    def __init__(self, store: FSMStore | str, *, ttl_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        store: FSMStore | str,
+        *,
+        ttl_ms: int | UnsetType | None = UNSET,
+        namespace: str | None = None,
+    ) -> None:
         self.is_owned = not isinstance(store, FSMStore)
-        self.store = store if isinstance(store, FSMStore) else FSMStore(store)
+        if isinstance(store, FSMStore):
+            if namespace is not None:
+                raise ConfigurationError("a store has its namespace: give it with a URL alone")
+            self.store = store
+        elif namespace is None:
+            self.store = FSMStore(store)
+        else:
+            self.store = FSMStore(store, namespace=namespace)
         self._ttl_ms = ttl_ms
         self._is_running = False
         self._bots: set[str] = set()
@@ -39,7 +59,7 @@ class StoreSource:
         self._is_idle: anyio.Event | None = None
 
     async def start(self) -> None:
-        """Start a store of its own now, and not with the first call.
+        """Start the store of a URL now, and not with the first call.
 
         Raises:
             StoreUnavailable: the database cannot be reached.
@@ -49,7 +69,7 @@ class StoreSource:
             await self._start()
 
     async def ready(self, bot_name: str) -> FSMStore:
-        """The store, which runs if it is of its own, and knows the bot.
+        """The store, started if it is that of a URL, with the bot initialised.
 
         Callers go on in the order in which they came, also those that had to wait for the start.
         """
@@ -74,7 +94,7 @@ class StoreSource:
                 self._is_idle.set()
 
     async def close(self) -> None:
-        """Stop a store of its own, after the calls that are under way."""
+        """Stop the store of a URL, after the calls that are under way."""
         async with self._turns.hold("lifetime"):
             if not self._is_running:
                 return
