@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from trunkline.backends.adapter import Adapter
 from trunkline.backends.dump import Dumpable
@@ -36,7 +37,15 @@ except ModuleNotFoundError:
         "redis:// and valkey:// need redis: pip install 'trunkline[redis]'"
     ) from None
 
-__all__ = ("Command", "RedisAdapter", "RedisServer", "ScriptCall", "optional", "text_or_none")
+__all__ = (
+    "Command",
+    "RedisAdapter",
+    "RedisServer",
+    "ScriptCall",
+    "load_script",
+    "optional",
+    "text_or_none",
+)
 
 
 class Command(NamedTuple):
@@ -237,6 +246,11 @@ _UNAVAILABLE = (BusyLoadingError, ClusterDownError, OutOfMemoryError)
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY")
 
 
+def load_script(package: str, name: str) -> str:
+    """The Lua script `name` in the folder `lua` of a package, such as `trunkline.signal`."""
+    return files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
+
+
 class RedisAdapter(Adapter):
     """Base of the adapters of a `RedisServer`, with locks: keys that expire if not renewed.
 
@@ -247,12 +261,13 @@ class RedisAdapter(Adapter):
     Source: the single-instance lock of the Redis documentation (`SET NX PX` with a random token).
     """
 
-    #: What the keys of the locks begin with.
-    lock_prefix: str
     lease_ms = 10_000
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         self.namespace = namespace
+        #: What every key begins with. The server hashes what is in braces: all of a namespace is on
+        #: one node of a cluster.
+        self.prefix = f"trunkline:{{{quote(namespace, safe='')}}}:{self.store}"
         self.server = RedisServer(url, timeout_ms)
         #: token → key of the locks that may be held.
         self._held: dict[str, str] = {}
@@ -309,26 +324,15 @@ class RedisAdapter(Adapter):
         return self._lock_call(_UNLOCK, key, token)
 
     def _lock_call(self, script: str, key: str, token: str) -> ScriptCall:
-        return ScriptCall(script, [f"{self.lock_prefix}:{key}"], [token, self.lease_ms])
+        return ScriptCall(script, [self._lock_name(key)], [token, self.lease_ms])
+
+    def _lock_name(self, key: str) -> str:
+        return f"{self.prefix}-lock:{key}"
 
 
-#: Asked a second time, because the first answer was lost, it gives the same one.
-_TRY_LOCK = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-
-_RENEW_LOCK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-
-_UNLOCK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-"""
+_TRY_LOCK, _RENEW_LOCK, _UNLOCK = (
+    load_script("trunkline.backends", name) for name in ("try_lock", "renew_lock", "unlock")
+)
 
 
 def optional(value: str | None) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -182,10 +181,8 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
 
     def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
         super().__init__(url, namespace=namespace, timeout_ms=timeout_ms)
-        # The server hashes what is in braces: all of a namespace is on one node of a cluster.
-        self._prefix = f"trunkline:{{{quote(namespace, safe='')}}}:fsm:["
+        self._prefix = f"{self.prefix}:["
         self._pattern = self._prefix.replace("[", "\\[") + "*"
-        self.lock_prefix = f"trunkline:{{{quote(namespace, safe='')}}}:fsm-lock"
 
     def run_together(self, calls: Sequence[Call]) -> None:
         """Every call is one of the server: one that fails has done nothing to the others."""

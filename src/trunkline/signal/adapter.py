@@ -11,8 +11,18 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import msgspec
 
 from trunkline.backends import Adapter
+from trunkline.errors import UnreadableRecord
 
-__all__ = ("ABSENT", "AdapterBug", "Changes", "Commit", "KeyName", "SignalAdapter", "Versioned")
+__all__ = (
+    "ABSENT",
+    "AdapterBug",
+    "Changes",
+    "Commit",
+    "KeyName",
+    "SignalAdapter",
+    "Versioned",
+    "unreadable",
+)
 
 #: The version of what is not stored.
 ABSENT = 0
@@ -61,6 +71,11 @@ class Commit(msgspec.Struct, frozen=True):
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("version", self.version)]
+
+
+def unreadable(name: KeyName) -> UnreadableRecord:
+    """The error for an entry that cannot be decoded. It names the entry, and never quotes it."""
+    return UnreadableRecord(f"signal: the stored {name.family} {name.id!r} cannot be decoded")
 
 
 class AdapterBug(Exception):

@@ -18,7 +18,9 @@ class MemorySignalAdapter(SignalAdapter):
 
     @classmethod
     def from_url(cls, url: str, options: AdapterOptions) -> Self:
-        return cls()
+        adapter = cls()
+        adapter.namespace = options.namespace
+        return adapter
 
     def __init__(self) -> None:
         self._entries: dict[KeyName, Versioned] = {}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from trunkline.actors import Call
 from trunkline.backends import AdapterOptions
 from trunkline.backends.sql import AdvisoryLocks, Database, database_at
-from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
+from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned, unreadable
 
 __all__ = ("SQLSignalAdapter",)
 
@@ -136,7 +136,12 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         rows = self.database.find(entries, [(self.namespace, *name) for name in names])
-        return {KeyName(*row[1:3]): Versioned(*row[3:]) for row in rows}
+        found = {KeyName(*row[1:3]): Versioned(*row[3:]) for row in rows}
+        for name, entry in found.items():
+            # SQLite takes values of any type in any column.
+            if type(entry.version) is not int or type(entry.value) is not bytes:
+                raise unreadable(name)
+        return found
 
     def commit(self, commit: Commit) -> bool:
         connection, namespace = self.database.connection, {"namespace": self.namespace}

@@ -17,8 +17,13 @@ from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_ada
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lock
-from trunkline.errors import ConfigurationError, StoreUnavailable, TransactionConflict
-from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned
+from trunkline.errors import (
+    ConfigurationError,
+    StoreUnavailable,
+    TransactionConflict,
+    UnreadableRecord,
+)
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned, unreadable
 from trunkline.signal.families import FAMILIES
 from trunkline.signal.transaction import SignalTransaction
 from trunkline.validation import text_problem
@@ -276,6 +281,10 @@ class SignalStore(Store[SignalAdapter]):
         return tx if tx is not None and tx.is_open else None
 
 
+class _Undecryptable(UnreadableRecord, ConfigurationError):
+    """A value that another key has encrypted, or that is damaged: it cannot be told apart."""
+
+
 class _Codec:
     """Names and values as a database keeps them."""
 
@@ -310,12 +319,24 @@ class _Codec:
 
     def decode(self, name: KeyName, encoded: bytes) -> Any:
         mark, payload = encoded[:1], encoded[1:]
-        if mark == _PLAIN:
+        if mark == _ENCRYPTED:
+            payload = self._decrypt(f"{name.family} {name.id!r}", payload)
+        elif mark != _PLAIN:
+            raise unreadable(name)
+        try:
             return decode(payload)
-        what = f"{name.family} {name.id!r}"
+        except Exception:
+            pass  # its message may quote the value
+        raise unreadable(name)
+
+    def _decrypt(self, what: str, payload: bytes) -> bytes:
         if self._cipher is None:
             raise ConfigurationError(f"{what} is encrypted: give encryption_key=")
-        return decode(self._cipher.decrypt(payload.decode(), what))
+        try:
+            return self._cipher.decrypt(payload.decode("ascii", "replace"), what)
+        except ConfigurationError as error:
+            problem = f"{error}, or is damaged"
+        raise _Undecryptable(problem)
 
     def _encode(self, name: KeyName, value: object) -> bytes:
         try:
