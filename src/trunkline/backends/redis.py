@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from copy import copy
-from functools import lru_cache
 from importlib.resources import files
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from trunkline.backends.adapter import Adapter
@@ -15,7 +15,7 @@ from trunkline.backends.dump import Dumpable
 from trunkline.backends.errors import ConnectionLost
 from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.url import hide_password
-from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError
+from trunkline.errors import ConfigurationError, StoreError, StoreUnavailable, TrunklineError
 
 try:
     import redis
@@ -24,8 +24,11 @@ try:
         AuthenticationError,
         AuthorizationError,
         BusyLoadingError,
+        ClusterCrossSlotError,
         ClusterDownError,
+        MovedError,
         NoPermissionError,
+        NoScriptError,
         OutOfMemoryError,
         ReadOnlyError,
         RedisError,
@@ -38,97 +41,116 @@ except ModuleNotFoundError:
     ) from None
 
 __all__ = (
+    "AnyRedis",
     "Command",
     "RedisAdapter",
     "RedisServer",
+    "Script",
     "ScriptCall",
     "load_script",
     "optional",
     "text_or_none",
 )
 
+#: A command with its arguments.
+Words: TypeAlias = tuple[Any, ...]
+
+#: A URL, or what redis-py makes of one.
+AnyRedis: TypeAlias = "str | redis.Redis | redis.ConnectionPool"
+
 
 class Command(NamedTuple):
-    """A command of the server's own, with its arguments."""
+    """An idempotent command of the server's own, with its arguments."""
 
     name: str
     arguments: Sequence[Any]
 
 
-class ScriptCall(NamedTuple):
-    """A Lua script with its keys and arguments. It runs alone and wholly, or not at all."""
+class Script:
+    """A Lua script, which runs alone and wholly, or not at all."""
 
-    script: str
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        #: What the server calls it once it knows it.
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptCall(NamedTuple):
+    """A script with its keys and arguments."""
+
+    script: Script
     keys: Sequence[str]
     arguments: Sequence[Any] = ()
+
+
+def load_script(package: str, *names: str) -> Script:
+    """The script made of the files `lua/<name>.lua` of a package, one behind the other."""
+    folder = files(package) / "lua"
+    texts = [(folder / f"{name}.lua").read_text(encoding="utf-8") for name in names]
+    return Script("".join(texts))
 
 
 class RedisServer:
     """A connection to a server, made when it is needed and made again when it was lost.
 
     Args:
-        url: `redis://[user:password@]host[:port][/number]`, `valkey://…`, `rediss://…` (TLS), or
-            `unix://path`.
-        timeout_ms: how long connecting, and one answer, may take.
+        server: `redis://[user:password@]host[:port][/number]`, `valkey://…`, `rediss://…` (TLS) or
+            `unix://path`; or a client or connection pool of redis-py, which brings whatever it
+            knows of TLS, Sentinel or credentials, and stays the program's to close.
+        timeout_ms: how long connecting, and one answer, may take. A client has its own timeouts.
 
     Raises:
-        ConfigurationError: the URL cannot work.
+        ConfigurationError: the URL or client cannot work.
     """
 
-    def __init__(self, url: str, timeout_ms: int = 5_000) -> None:
-        self.url = url
-        self.shown_url = hide_password(url)
+    def __init__(self, server: AnyRedis, timeout_ms: int = 5_000) -> None:
         self._timeout_ms = timeout_ms
-        seconds = timeout_ms / 1000
-        if "decode_responses" in url.partition("?")[2]:
-            raise ConfigurationError(
-                f"{self.shown_url!r}: a store keeps bytes: no decode_responses"
-            )
-        try:
-            _check(url)
-            self._client = redis.Redis.from_url(
-                url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
-                socket_timeout=seconds,
-                socket_connect_timeout=seconds,
-                max_connections=1,
-                # What was sent may have been run, and must not be run a second time. A connection
-                # that was closed meanwhile is noticed and replaced before anything is sent.
-                retry=Retry(NoBackoff(), 0),
-            )
-        except (ValueError, TypeError):
-            # What these say may quote the password.
-            raise ConfigurationError(
-                f"{self.shown_url!r} is no Redis URL: in a password, '/', '?', '#' and '@' are"
-                " written %2F, %3F, %23 and %40"
-            ) from None
+        self._server = server
+        self._is_owned = isinstance(server, str)
+        if isinstance(server, str):
+            self.shown_url = hide_password(server)
+            self._pool = _open_pool(server, self.shown_url, timeout_ms)
+        else:
+            self._pool = _pool_of(server)
+            where = self._pool.connection_kwargs
+            self.shown_url = f"redis://{where.get('host', '')}:{where.get('port', '')}"
+        # Digests of the scripts that the server should know by now.
+        self._loaded: set[str] = set()
 
     def sibling(self) -> RedisServer:
         """Another connection to the same server."""
-        return RedisServer(self.url, self._timeout_ms)
+        return RedisServer(self._server, self._timeout_ms)
 
     def open(self) -> None:
         """Connect.
 
         Raises:
             ConnectionLost: the server cannot be reached.
-            ConfigurationError: wrong user, password or database number.
+            ConfigurationError: wrong user, password or database number, or a cluster.
         """
         try:
-            self._client.ping()
-        except RedisError as error:
-            raise self._translate(error) from None
+            self.call(Command("PING", []))
         except TypeError:
             raise ConfigurationError(f"{self.shown_url!r} has an unknown option") from None
+        (info,) = self.call_all([Command("INFO", ["cluster"])])
+        if isinstance(info, bytes) and b"cluster_enabled:1" in info:
+            raise ConfigurationError(
+                f"{self.shown_url} is a node of a cluster, and a store needs a single server"
+            )
 
     def close(self) -> None:
-        """Let go of the connection."""
-        self._client.close()
+        """Close the connection, unless it is the program's."""
+        self._loaded.clear()
+        if self._is_owned:
+            self._pool.disconnect()
 
     def identity(self) -> str:
         """The same for two URLs that lead to one numbered database of a server."""
         info = self.call(Command("INFO", ["server"]))
         run_id = info.partition(b"run_id:")[2].split()[0].decode()
-        return f"{run_id}:{self._client.connection_pool.connection_kwargs.get('db') or 0}"
+        return f"{run_id}:{self._pool.connection_kwargs.get('db') or 0}"
 
     def namespaces(self, pattern: str) -> list[str]:
         """What stands in the first braces of the keys that match, sorted."""
@@ -156,44 +178,72 @@ class RedisServer:
         Raises:
             ConnectionLost: the connection broke; some may have been run.
         """
-        try:
-            results = self._exchange(b"".join(map(_packed, calls)), len(calls))
-        except RedisError as error:
-            raise self._translate(error) from None
+        scripts = {call.script.sha for call in calls if isinstance(call, ScriptCall)}
+        # All or none by their text: what is missing on the server is missing for all, and so a
+        # batch that meets that keeps its order.
+        as_text = not scripts <= self._loaded
+        results = self._exchange([_words(call, as_text=as_text) for call in calls])
+        missing = [isinstance(result, NoScriptError) for result in results]
+        if any(missing):
+            # The server was restarted, say. Commands may be run twice: they are idempotent.
+            first = missing.index(True)
+            again = [
+                index
+                for index in range(first, len(calls))
+                if missing[index] or isinstance(calls[index], Command)
+            ]
+            replies = self._exchange([_words(calls[index], as_text=True) for index in again])
+            for index, reply in zip(again, replies, strict=True):
+                results[index] = reply
+        self._loaded |= scripts
         return [
             self._translate(result) if isinstance(result, RedisError) else result
             for result in results
         ]
 
-    def _exchange(self, packed: bytes, count: int) -> list[Any]:
-        """Send commands and read as many replies.
+    def _exchange(self, commands: Sequence[Words]) -> list[Any]:
+        """Send commands in one go and read as many replies.
 
-        A pipeline of the client does the same in twice the time: it looks at every command.
+        A pipeline of the client takes a third longer: it looks at every command and reply.
         """
-        pool = self._client.connection_pool
-        connection: Any = pool.get_connection()
         try:
-            connection.send_packed_command([packed])
-            return [_reply(connection) for _ in range(count)]
-        except BaseException:
-            connection.disconnect()  # there may be replies left on it
-            raise
-        finally:
-            pool.release(connection)
+            connection: Any = self._pool.get_connection()
+            try:
+                connection.send_packed_command(connection.pack_commands(commands))
+                return [_reply(connection) for _ in commands]
+            except BaseException:
+                self._loaded.clear()
+                connection.disconnect()  # there may be replies left on it
+                raise
+            finally:
+                self._pool.release(connection)
+        except RedisError as error:
+            raise self._translate(error) from None
 
-    def _translate(self, error: RedisError) -> Exception:
+    def _translate(self, error: RedisError) -> TrunklineError:
         if isinstance(error, redis.TimeoutError):
             return ConnectionLost(f"{self.shown_url}: no answer within {self._timeout_ms} ms")
         where = f"{self.shown_url}: {error}"
         if isinstance(error, _MISTAKES) or any(text in str(error) for text in _MISTAKE_TEXTS):
             return ConfigurationError(where)
+        if isinstance(error, MovedError | ClusterCrossSlotError):
+            return ConfigurationError(f"{where}: a store needs a single server, not a cluster")
         if isinstance(error, ReadOnlyError):
             # It was the primary, and its name may lead to the new one.
-            self._client.connection_pool.disconnect()
+            self._pool.disconnect()
             return StoreUnavailable(where)
         if isinstance(error, _UNAVAILABLE) or str(error).startswith(_UNAVAILABLE_CODES):
             return StoreUnavailable(where)
-        return error if isinstance(error, ResponseError) else ConnectionLost(where)
+        # Any other reply is the answer to its call alone: a foreign key of another type, say.
+        return StoreError(where) if isinstance(error, ResponseError) else ConnectionLost(where)
+
+
+def _words(call: Command | ScriptCall, *, as_text: bool = False) -> Words:
+    """A command as the client packs it; a script goes by its digest, or `as_text`."""
+    if isinstance(call, Command):
+        return (call.name, *call.arguments)
+    head = ("EVAL", call.script.text) if as_text else ("EVALSHA", call.script.sha)
+    return (*head, len(call.keys), *call.keys, *call.arguments)
 
 
 def _reply(connection: Any) -> Any:
@@ -203,30 +253,41 @@ def _reply(connection: Any) -> Any:
         return error
 
 
-def _packed(call: Command | ScriptCall) -> bytes:
-    """A command as it goes over the wire: an array of bulk strings (RESP).
+def _open_pool(url: str, shown_url: str, timeout_ms: int) -> redis.ConnectionPool:
+    if "decode_responses" in url.partition("?")[2]:
+        raise ConfigurationError(f"{shown_url!r}: a store keeps bytes: no decode_responses")
+    try:
+        _check(url)
+        return redis.ConnectionPool.from_url(
+            url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+            socket_timeout=timeout_ms / 1000,
+            socket_connect_timeout=timeout_ms / 1000,
+            max_connections=1,
+            # What was sent may have been run, and must not be run a second time. A connection
+            # that was closed meanwhile is noticed and replaced before anything is sent.
+            retry=Retry(NoBackoff(), 0),
+        )
+    except (ValueError, TypeError):
+        # What these say may quote the password.
+        raise ConfigurationError(
+            f"{shown_url!r} is not a Redis URL: in a password, '/', '?', '#' and '@' are"
+            " written %2F, %3F, %23 and %40"
+        ) from None
 
-    A script goes with its text, and not by its digest: a server that was started anew knows none,
-    and to send some calls again would change their order.
-    """
-    if isinstance(call, ScriptCall):
-        parts = [*call.keys, *call.arguments]
-        packed = [_packed_head(len(parts), "EVAL", call.script, len(call.keys))]
-    else:
-        parts = [*call.arguments]
-        packed = [_packed_head(len(parts), call.name)]
-    for part in parts:
-        raw = part if type(part) is bytes else str(part).encode()
-        packed.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    return b"".join(packed)
 
-
-@lru_cache(maxsize=1_024)
-def _packed_head(more: int, *head: str | int) -> bytes:
-    """The parts of a command that are the same in many, before `more` others."""
-    raws = [str(one).encode() for one in head]
-    bulk = b"".join(b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws)
-    return b"*%d\r\n%b" % (len(raws) + more, bulk)
+def _pool_of(client: object) -> redis.ConnectionPool:
+    """The pool of a client that a program has made."""
+    pool = getattr(client, "connection_pool", client)
+    if not isinstance(pool, redis.ConnectionPool):
+        raise ConfigurationError(
+            "a store takes a redis.Redis or redis.ConnectionPool, neither asyncio's nor a"
+            f" cluster's: not {type(client).__name__}"
+        )
+    if pool.connection_kwargs.get("decode_responses"):
+        raise ConfigurationError("a store keeps bytes: a client without decode_responses")
+    if pool.connection_kwargs.get("socket_timeout") is None:
+        raise ConfigurationError("a store must not wait for ever: a client with socket_timeout=")
+    return pool
 
 
 def _check(url: str) -> None:
@@ -246,16 +307,12 @@ _UNAVAILABLE = (BusyLoadingError, ClusterDownError, OutOfMemoryError)
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY")
 
 
-def load_script(package: str, name: str) -> str:
-    """The Lua script `name` in the folder `lua` of a package, such as `trunkline.signal`."""
-    return files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
-
-
 class RedisAdapter(Adapter):
     """Base of the adapters of a `RedisServer`, with locks: keys that expire if not renewed.
 
     Args:
-        url: `redis://…` or `valkey://…`.
+        server: `redis://…` or `valkey://…`; or a client or connection pool of redis-py.
+        namespace: leads every key.
         timeout_ms: how long connecting, and one answer, may take.
 
     Source: the single-instance lock of the Redis documentation (`SET NX PX` with a random token).
@@ -263,12 +320,18 @@ class RedisAdapter(Adapter):
 
     lease_ms = 10_000
 
-    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
+    def __init__(
+        self,
+        server: AnyRedis,
+        *,
+        namespace: str = "default",
+        timeout_ms: int = 5_000,
+    ) -> None:
         self.namespace = namespace
         #: What every key begins with. The server hashes what is in braces: all of a namespace is on
         #: one node of a cluster.
         self.prefix = f"trunkline:{{{quote(namespace, safe='')}}}:{self.store}"
-        self.server = RedisServer(url, timeout_ms)
+        self.server = RedisServer(server, timeout_ms)
         #: token → key of the locks that may be held.
         self._held: dict[str, str] = {}
 
@@ -323,16 +386,16 @@ class RedisAdapter(Adapter):
         self._held.pop(token, None)
         return self._lock_call(_UNLOCK, key, token)
 
-    def _lock_call(self, script: str, key: str, token: str) -> ScriptCall:
+    def _lock_call(self, script: Script, key: str, token: str) -> ScriptCall:
         return ScriptCall(script, [self._lock_name(key)], [token, self.lease_ms])
 
     def _lock_name(self, key: str) -> str:
         return f"{self.prefix}-lock:{key}"
 
 
-_TRY_LOCK, _RENEW_LOCK, _UNLOCK = (
-    load_script("trunkline.backends", name) for name in ("try_lock", "renew_lock", "unlock")
-)
+_TRY_LOCK = load_script(__package__, "try_lock")
+_RENEW_LOCK = load_script(__package__, "renew_lock")
+_UNLOCK = load_script(__package__, "unlock")
 
 
 def optional(value: str | None) -> str:

@@ -15,9 +15,11 @@ from trunkline.actors import Call
 from trunkline.backends.codec import decode, encode
 from trunkline.backends.dump import Key, Row, Table
 from trunkline.backends.redis import (
+    AnyRedis,
     Command,
     RedisAdapter,
     ScriptCall,
+    load_script,
     optional,
     text_or_none,
 )
@@ -27,160 +29,24 @@ from trunkline.fsm.records import decode_fields, encode_fields, reading
 
 __all__ = ("RedisFSMAdapter",)
 
-# KEYS[1] is a hash. Its field `names` is always there: the encoded names of the data, joined, in
-# the order in which they were added. Fields `flow` and `state` are there where they are not None. A
-# field of the data is a dot and the encoded name.
-_HEAD = """
-local function live(ttl)
-    if ttl == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ttl) end
-end
-local function put(field, value)
-    if value == '' then redis.call('HDEL', KEYS[1], field)
-    else redis.call('HSET', KEYS[1], field, value) end
-end
-local function merge(names, first)
-    local added = {}
-    for i = first, #ARGV, 2 do
-        if redis.call('HSET', KEYS[1], '.' .. ARGV[i], ARGV[i + 1]) == 1 then
-            added[#added + 1] = ARGV[i]
-        end
-    end
-    if #added > 0 or names == '' then
-        redis.call('HSET', KEYS[1], 'names', names .. table.concat(added))
-    end
-end
-local function replace(flow, state, first)
-    -- A script that has deleted something may fill a server that is full already.
-    redis.call('HSET', KEYS[1], 'names', '')
-    redis.call('DEL', KEYS[1])
-    if flow and flow ~= '' then redis.call('HSET', KEYS[1], 'flow', flow) end
-    if state and state ~= '' then redis.call('HSET', KEYS[1], 'state', state) end
-    merge('', first)
-end
-"""
-
-#: ttl, flow, state, then names and values.
-_SAVE = (
-    _HEAD
-    + """
-replace(ARGV[2], ARGV[3], 4)
-live(ARGV[1])
-"""
-)
-
-#: ttl, state, whether to remove it if it is empty then.
-_SET_STATE = (
-    _HEAD
-    + """
-local stored = redis.call('HMGET', KEYS[1], 'names', 'flow')
-local names = stored[1] or ''
-if ARGV[3] == '1' and ARGV[2] == '' and names == '' and not stored[2] then
-    return redis.call('DEL', KEYS[1])
-end
-if not stored[1] then redis.call('HSET', KEYS[1], 'names', '') end
-put('state', ARGV[2])
-live(ARGV[1])
-"""
-)
-
-#: ttl, whether to remove it if it is empty then, then names and values.
-_SET_DATA = (
-    _HEAD
-    + """
-local step = redis.call('HMGET', KEYS[1], 'flow', 'state')
-if ARGV[2] == '1' and #ARGV == 2 and not step[1] and not step[2] then
-    return redis.call('DEL', KEYS[1])
-end
-replace(step[1], step[2], 3)
-live(ARGV[1])
-"""
-)
-
-#: ttl, then names and values.
-_UPDATE_DATA = (
-    _HEAD
-    + """
-merge(redis.call('HGET', KEYS[1], 'names') or '', 2)
-live(ARGV[1])
-return redis.call('HGETALL', KEYS[1])
-"""
-)
-
-#: ttl, expected flow and state, new flow and state, whether to replace the data, then that.
-_COMPARE_AND_SET = (
-    _HEAD
-    + """
-local step = redis.call('HMGET', KEYS[1], 'flow', 'state', 'names')
-local flow, state = step[1] or '', step[2] or ''
-if flow ~= ARGV[2] or state ~= ARGV[3] then return {flow, state} end
-if ARGV[6] == '1' then
-    replace(ARGV[4], ARGV[5], 7)
-else
-    if not step[3] then redis.call('HSET', KEYS[1], 'names', '') end
-    put('flow', ARGV[4])
-    put('state', ARGV[5])
-end
-live(ARGV[1])
-return false
-"""
-)
-
-#: Cursor, pattern, whether to return the data: the next cursor, and the records of this page.
-_SCAN = """
-local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local found = {}
-for _, key in ipairs(page[2]) do
-    local ttl = redis.call('PTTL', key)
-    if ttl ~= -2 then
-        local fields, ends = {}, ''
-        if ARGV[3] == '1' then
-            fields = redis.call('HGETALL', key)
-        else
-            for _, name in ipairs({'flow', 'state'}) do
-                local value = redis.call('HGET', key, name)
-                if value then
-                    fields[#fields + 1] = name
-                    fields[#fields + 1] = value
-                end
-            end
-        end
-        if ttl >= 0 then ends = string.format('%.0f', now + ttl) end
-        found[#found + 1] = {key, fields, ends}
-    end
-end
-return {page[1], found}
-"""
-
-#: When it expires or '', flow, state, then names and values.
-_RESTORE = (
-    _HEAD
-    + """
-replace(ARGV[2], ARGV[3], 4)
-if ARGV[1] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
-"""
-)
-
-_EXIST = """
-local found = {}
-for i, key in ipairs(KEYS) do found[i] = redis.call('EXISTS', key) end
-return found
-"""
-
-#: Cursor, pattern: the next cursor.
-_ERASE = """
-local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 500)
-for _, key in ipairs(page[2]) do redis.call('DEL', key) end
-return page[1]
-"""
+_SAVE = load_script(__package__, "head", "save")
+_SET_STATE = load_script(__package__, "head", "set_state")
+_SET_DATA = load_script(__package__, "head", "set_data")
+_UPDATE_DATA = load_script(__package__, "head", "update_data")
+_COMPARE_AND_SET = load_script(__package__, "head", "compare_and_set")
+_SCAN = load_script(__package__, "scan")
+_RESTORE = load_script(__package__, "head", "restore")
+_EXIST = load_script(__package__, "exist")
+_ERASE = load_script(__package__, "erase")
 
 
 class RedisFSMAdapter(RedisAdapter, FSMAdapter):
     """Records in a hash each; the server removes expired ones by itself, without an event."""
 
-    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
-        super().__init__(url, namespace=namespace, timeout_ms=timeout_ms)
+    def __init__(
+        self, server: AnyRedis, *, namespace: str = "default", timeout_ms: int = 5_000
+    ) -> None:
+        super().__init__(server, namespace=namespace, timeout_ms=timeout_ms)
         self._prefix = f"{self.prefix}:["
         self._pattern = self._prefix.replace("[", "\\[") + "*"
 

@@ -18,7 +18,7 @@ __all__ = ("RedisSignalAdapter",)
 # a colon.
 
 _GET, _COMMIT, _NAMES, _SUMMARY, _LOAD, _MIGRATE = (
-    load_script("trunkline.signal", name)
+    load_script(__package__, name)
     for name in ("get", "commit", "names", "summary", "load", "migrate")
 )
 
