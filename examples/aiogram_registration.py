@@ -29,7 +29,7 @@ def make_dispatcher(line: Trunkline) -> Dispatcher:
     dispatcher = Dispatcher()
     dispatcher.startup.register(line.start)
     dispatcher.shutdown.register(line.stop)
-    dispatcher.update.outer_middleware(TrunklineMiddleware(line))
+    TrunklineMiddleware(line).setup(dispatcher)
 
     @dispatcher.message()
     async def on_message(message: Message, line: Trunkline, event_update: Update) -> None:

@@ -316,7 +316,7 @@ async def line(url):
 def line_dispatcher(line: Trunkline, told: list, **options) -> Dispatcher:
     storage = TrunklineStorage(line.fsm)
     dispatcher = Dispatcher(storage=storage, events_isolation=storage.create_isolation())
-    dispatcher.update.outer_middleware(TrunklineMiddleware(line, **options))
+    TrunklineMiddleware(line, **options).setup(dispatcher)
 
     @dispatcher.message()
     @dispatcher.edited_message()
@@ -329,6 +329,48 @@ def line_dispatcher(line: Trunkline, told: list, **options) -> Dispatcher:
         told.append({name: data[name] for name in names if name in data})
 
     return dispatcher
+
+
+@pytest.mark.parametrize("options", [{}, {"disable_fsm": True}])
+async def test_the_middleware_stands_before_the_isolation_and_after_the_errors(line, options):
+    async def later(handler, event, data):
+        return await handler(event, data)
+
+    dispatcher = Dispatcher(**options)
+    dispatcher.update.outer_middleware(later)
+    before = list(dispatcher.update.outer_middleware)
+    middleware = TrunklineMiddleware(line)
+    middleware.setup(dispatcher)
+    after = list(dispatcher.update.outer_middleware)
+    place = len(before) if options else before.index(dispatcher.fsm)
+    assert after == [*before[:place], middleware, *before[place:]]
+
+
+async def test_a_message_is_stored_while_an_earlier_one_of_its_user_is_handled(line, bot):
+    storage = TrunklineStorage(line.fsm)
+    dispatcher = Dispatcher(storage=storage, events_isolation=storage.create_isolation())
+    TrunklineMiddleware(line).setup(dispatcher)
+    handled, go_on = [], anyio.Event()
+
+    @dispatcher.message()
+    async def on_message(message: Message) -> None:
+        handled.append(message.text)
+        await go_on.wait()
+
+    async with anyio.create_task_group() as tasks:
+        for text in ("one", "two", "three"):
+            tasks.start_soon(say, dispatcher, bot, 7, text)
+        with anyio.fail_after(10):
+            while line.router.stats().total.entries == 0 or len(await texts(line)) < 3:
+                await checkpoint()
+        assert len(handled) == 1
+        go_on.set()
+    assert sorted(handled) == ["one", "three", "two"]
+
+
+async def texts(line) -> list[str]:
+    (room,) = await line.persistence.list_rooms()
+    return [message.content for message in await line.persistence.get_messages(room.id)]
 
 
 async def test_handlers_get_the_line_the_arrival_and_the_route(line, bot):
@@ -362,7 +404,7 @@ async def test_messages_of_one_second_keep_their_order(line, bot):
 
 async def test_handlers_name_what_they_want(line, telegram, bot):
     dispatcher = Dispatcher()
-    dispatcher.update.outer_middleware(TrunklineMiddleware(line))
+    TrunklineMiddleware(line).setup(dispatcher)
 
     @dispatcher.message()
     async def handle(message: Message, route: Resolution) -> None:
@@ -543,7 +585,7 @@ async def test_a_line_starts_and_stops_with_its_dispatcher(sqlite_url, telegram,
     dispatcher = Dispatcher(storage=TrunklineStorage(line.fsm))
     dispatcher.startup.register(line.start)
     dispatcher.shutdown.register(line.stop)
-    dispatcher.update.outer_middleware(TrunklineMiddleware(line))
+    TrunklineMiddleware(line).setup(dispatcher)
     dispatcher.include_router(registration())
     telegram.updates = [update(bot, message=message(7, "/start"))]
     await poll(dispatcher, bot, telegram, 1)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 try:
-    from aiogram import BaseMiddleware, Bot
+    from aiogram import BaseMiddleware, Bot, Dispatcher
     from aiogram.enums import ContentType
     from aiogram.exceptions import DataNotDictLikeError
     from aiogram.fsm.state import State
@@ -151,13 +151,14 @@ class TrunklineEventIsolation(BaseEventIsolation):
 
 
 class TrunklineMiddleware(BaseMiddleware):
-    """Takes every message and pressed button into a line, and hands handlers what came of it.
+    """Takes every message and pressed button into a line, and passes handlers what came of it.
 
-    Handlers get `line`; `arrival`, the `Arrival` that `line.ingest` made; and `route`, the
+    Handlers get `line`; `arrival`, the `Arrival` that `line.ingest` returned; and `route`, the
     `Resolution` of where the answer goes. Other updates, such as inline queries, have `line` alone.
-    A message that comes again, or was edited, is not stored again: `arrival.duplicate` tells.
+    A message that comes again, or was edited, is not stored again: `arrival.duplicate` is true.
 
-    Put it on updates, where it runs behind aiogram's own middlewares, inside the isolation.
+    `setup` puts it in front of aiogram's isolation of events: a message is stored when it comes,
+    and not when the handlers of earlier messages of the same user have ended.
 
     Args:
         line: started before the dispatcher and stopped after it; the dispatcher can do so.
@@ -176,7 +177,7 @@ class TrunklineMiddleware(BaseMiddleware):
         >>> dispatcher = Dispatcher(storage=TrunklineStorage(line.fsm))
         >>> dispatcher.startup.register(line.start)
         >>> dispatcher.shutdown.register(line.stop)
-        >>> _ = dispatcher.update.outer_middleware(TrunklineMiddleware(line))
+        >>> TrunklineMiddleware(line).setup(dispatcher)
         >>> @dispatcher.message()
         ... async def on_message(message, line, arrival, route):
         ...     await message.answer(f"hello, {arrival.participant.identity['name']}")
@@ -192,6 +193,22 @@ class TrunklineMiddleware(BaseMiddleware):
         self._line = line
         self._channel = channel
         self._content = content or _content
+
+    def setup(self, dispatcher: Dispatcher) -> None:
+        """Put it on the dispatcher's updates, in front of aiogram's isolation of events.
+
+        Middlewares of the program keep their place behind the isolation.
+        """
+        outer = dispatcher.update.outer_middleware
+        registered = list(outer)
+        behind = []
+        if dispatcher.fsm in registered:  # if not, the dispatcher has disable_fsm=True
+            behind = registered[registered.index(dispatcher.fsm) :]
+        for middleware in behind:
+            outer.unregister(middleware)
+        outer.register(self)
+        for middleware in behind:
+            outer.register(middleware)
 
     async def __call__(
         self,
@@ -267,7 +284,7 @@ def _thread_id(message: Message) -> int | None:
 
 
 def _sender(spoken: Message | CallbackQuery) -> User | Chat | None:
-    """Who said it. Behind a channel or an anonymous admin Telegram puts a user that is no one's."""
+    """Who said it. Telegram puts a placeholder user behind a channel or an anonymous admin."""
     if isinstance(spoken, Message) and spoken.sender_chat is not None:
         return spoken.sender_chat
     return spoken.from_user
@@ -288,7 +305,7 @@ def _ids(spoken: Message | CallbackQuery) -> dict[str, Any]:
             # before the answer that it follows.
             "metadata": {"date": spoken.date.isoformat()},
         }
-    # Ids of buttons' queries and of messages are no kin.
+    # Ids of queries and of messages are unrelated.
     message_id = None if spoken.message is None else spoken.message.message_id
     return {"external_message_id": f"callback:{spoken.id}", "external_reply_to_id": message_id}
 

@@ -1,18 +1,21 @@
-"""What two processes do to aiogram's conversations on one database, to be run beside each other."""
+"""Bots of aiogram, to be run in processes beside each other and to be killed there."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
+from aiogram import Bot, Dispatcher
 from aiogram.fsm.storage.base import StorageKey
+from aiogram.types import Message
 
-from tests.servers.writer import processes
-from trunkline import FSMStore
-from trunkline.integrations.aiogram import TrunklineStorage
+from tests.servers.writer import Journal, processes
+from trunkline import FSMStore, Trunkline
+from trunkline.integrations.aiogram import TrunklineMiddleware, TrunklineStorage
 
 #: Conversations, each of which both processes change at about the same time.
 KEYS = [StorageKey(bot_id=1, chat_id=number, user_id=7) for number in range(1_600)]
@@ -93,3 +96,37 @@ async def _count_lost(url: str) -> int:
     async with _storage(url, TrunklineStorage) as storage:
         await _for_all(KEYS, look)
     return len(lost)
+
+
+def hold_updates(url: str, path: Path, all_acknowledged: Any) -> None:
+    """Three messages of a user come, and the handler of the first never ends."""
+
+    async def main() -> None:
+        journal, line = Journal(path), Trunkline(url)
+        storage = TrunklineStorage(line.fsm)
+        dispatcher = Dispatcher(storage=storage, events_isolation=storage.create_isolation())
+        TrunklineMiddleware(line).setup(dispatcher)
+
+        @dispatcher.message()
+        async def on_message(message: Message) -> None:
+            await anyio.sleep_forever()
+
+        async with line:
+            for number in range(3):
+                # As aiogram's web server does: it answers when the handlers have taken too long.
+                await dispatcher.feed_webhook_update(BOT, _update(number), _timeout=0.5)
+                journal.write(f"hello {number}")
+            all_acknowledged.set()
+            await anyio.sleep_forever()
+
+    anyio.run(main)
+
+
+BOT = Bot("1:AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII")
+
+
+def _update(number: int) -> dict[str, Any]:
+    user = {"id": 7, "is_bot": False, "first_name": "Ada"}
+    chat = {"id": 7, "type": "private", "first_name": "Ada"}
+    said = {"message_id": number, "date": 1, "chat": chat, "from": user, "text": f"hello {number}"}
+    return {"update_id": number, "message": said}
