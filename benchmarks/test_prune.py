@@ -1,4 +1,4 @@
-"""How long a prune keeps the event loop from everybody else."""
+"""How long a prune blocks the event loop, and what it costs when nothing has expired."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import perf_counter_ns
 import anyio
 from anyio.lowlevel import checkpoint
 
+from benchmarks.race import Contender
 from benchmarks.rows import Row
 from benchmarks.traffic import PARTITIONS, TTL_MS, RouterLoops, make_sessions
 from trunkline import SessionRouter
@@ -43,6 +44,38 @@ def test_prune(race, portal, scale, open_router):
         )
     )
     race.add(Row(section="prune", work=f"{routes}: all of it", figure=min(durations), unit="ms"))
+
+
+def test_prune_that_finds_nothing(race, portal, scale, open_filled):
+    """Fresh routes in one partition: many against a thousand."""
+    few, many = 1_000, max(scale.session_count)
+    clock = ManualClock()
+
+    def filled(count: int) -> SessionRouter:
+        settings = {"clock": clock, "ttl_ms": TTL_MS, "prune_interval_ms": NEVER_MS}
+        loops = open_filled(make_sessions(count), partitions=1, **settings)
+        return loops.router
+
+    async def prune_each(routers: list[SessionRouter]) -> None:
+        for router in routers:
+            await router.prune()
+
+    best = race.run(
+        portal,
+        ours=Contender(prune_each, [filled(many)], scale.slow_operations),
+        few=Contender(prune_each, [filled(few)], scale.slow_operations),
+    )
+    race.add(
+        Row(
+            section="prune",
+            work=f"1 x {many:,} fresh",
+            figure=best["ours"],
+            unit="ns",
+            against=f"1 x {few:,} fresh",
+            peer=best["few"],
+            budget=2,
+        )
+    )
 
 
 async def watch_prune(router: SessionRouter) -> tuple[float, float]:

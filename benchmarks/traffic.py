@@ -6,10 +6,11 @@ import random
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from cachetools import LRUCache
+
 from trunkline import Resolution, Route, RouteRecord, SessionKey, SessionRouter
 from trunkline.actors import monotonic_ms
-from trunkline.routing.key import partition_of
-from trunkline.routing.table import RouteTable
+from trunkline.routing.key import plain_partition
 
 TTL_MS = 1_800_000
 
@@ -42,25 +43,42 @@ def capacity_for(sessions: int, partitions: int) -> int:
     return 1_000 + 2 * sessions // partitions
 
 
+class BareTable(LRUCache[SessionKey, RouteRecord]):
+    """A bounded LRU of records that carry their expiry, which is checked when one is read.
+
+    It is cachetools' LRU cache with one method, and not the router's `RouteTable`. That has an
+    index of expiry as well, for a prune that costs what has expired. A bot would do without one.
+    """
+
+    def read(self, key: SessionKey, now_ms: int) -> RouteRecord | None:
+        try:
+            record = self[key]
+        except KeyError:
+            return None
+        if record.expires_at_ms <= now_ms:
+            del self[key]
+        return record
+
+
 class BareTables:
-    """What a bot would have without the actors: route tables and the hash that picks one.
+    """What a bot would have without the actors: bare tables, and the hash that picks one.
 
     The loops are written out in place. They call nothing that the router does not call as well.
     """
 
     def __init__(self, capacity: int, partitions: int = PARTITIONS) -> None:
-        self._tables = [RouteTable(capacity) for _ in range(partitions)]
+        self._tables = [BareTable(capacity) for _ in range(partitions)]
 
     def set(self, pairs: Iterable[tuple[SessionKey, Route]]) -> None:
         tables, count = self._tables, len(self._tables)
         for key, route in pairs:
             now = monotonic_ms()
-            tables[partition_of(key, count)][key] = RouteRecord(route, now, now + TTL_MS)
+            tables[plain_partition(key, count)][key] = RouteRecord(route, now, now + TTL_MS)
 
     def resolve(self, keys: list[SessionKey]) -> None:
         tables, count = self._tables, len(self._tables)
         for key in keys:
-            index = partition_of(key, count)
+            index = plain_partition(key, count)
             now = monotonic_ms()
             record = tables[index].read(key, now)
             assert record is not None
@@ -75,7 +93,7 @@ class BareTables:
         tables, count = self._tables, len(self._tables)
         for key in keys:
             now = monotonic_ms()
-            record = tables[partition_of(key, count)].read(key, now)
+            record = tables[plain_partition(key, count)].read(key, now)
             assert record is not None
             if record.expires_at_ms > now:
                 _ = record.route

@@ -14,6 +14,7 @@ from trunkline.observe import Event, log_event
 from trunkline.routing.events import (
     PartitionCrashed,
     PartitionRestarted,
+    RouteDeleted,
     RouteEvicted,
     RouteFallback,
     RouteResolved,
@@ -69,7 +70,12 @@ async def test_a_set_is_told_with_what_it_pushed_out_and_what_is_held(make_route
         await router.set(room(2), Route(2))
         assert events[2:] == [
             RouteEvicted(
-                instance="mine", partition=0, session_key=room(0), route=Route(0), entries=2
+                instance="mine",
+                partition=0,
+                session_key=room(0),
+                route=Route(0),
+                reason="capacity",
+                entries=2,
             ),
             RouteSet(instance="mine", partition=0, session_key=room(2), evicted=1, entries=2),
         ]
@@ -116,8 +122,8 @@ async def test_each_expired_record_on_the_way_is_told(make_router, clock):
         events = subscribed(router)
         await router.resolve(THREAD, FALLBACK)
         assert events == [
-            RouteStale(instance="mine", partition=0, session_key=THREAD),
-            RouteStale(instance="mine", partition=0, session_key=ROOM),
+            RouteStale(instance="mine", partition=0, session_key=THREAD, reason="read"),
+            RouteStale(instance="mine", partition=0, session_key=ROOM, reason="read"),
             *fallback_events("provided_fallback", "stale", stale=True),
         ]
 
@@ -140,7 +146,7 @@ def fallback_events(source, reason, *, stale):
         "reason": reason,
         "stale": stale,
     }
-    return [RouteFallback(**fields), RouteResolved(outcome="fallback", **fields)]
+    return [RouteFallback(**fields), RouteResolved(outcome="fallback", fallback=True, **fields)]
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -171,7 +177,7 @@ async def test_a_get_of_an_expired_record_is_told(make_router, clock):
         events = subscribed(router)
         with pytest.raises(RouteExpired):
             await router.get(ROOM)
-        assert events == [RouteStale(instance="mine", partition=0, session_key=ROOM)]
+        assert events == [RouteStale(instance="mine", partition=0, session_key=ROOM, reason="read")]
 
 
 async def test_a_prune_is_told_by_each_partition_that_had_something_to_prune(make_router, clock):
@@ -185,7 +191,7 @@ async def test_a_prune_is_told_by_each_partition_that_had_something_to_prune(mak
         clock.advance_ms(10)
         events = subscribed(router)
         await router.prune()
-        assert events == [
+        assert [event for event in events if not isinstance(event, RouteStale)] == [
             RoutesPruned(
                 instance="mine",
                 partition=index,
@@ -195,8 +201,60 @@ async def test_a_prune_is_told_by_each_partition_that_had_something_to_prune(mak
             for index, count in enumerate(spread)
             if count
         ]
+        before = list(events)
         await router.prune()
-        assert len(events) == 4 - spread.count(0)
+        assert events == before
+
+
+async def test_what_a_prune_removes_is_reported_by_key(make_router, clock):
+    async with make_router() as router:
+        for number in range(3):
+            await router.set(room(number), Route(1), ttl_ms=10 + number)
+        clock.advance_ms(11)
+        events = subscribed(router)
+        await router.prune()
+        fields = {"instance": "mine", "partition": 0}
+        assert [events[-1]] == [RoutesPruned(**fields, count=2, entries=1)]
+        assert sorted(events[:-1], key=lambda event: event.session_key) == [
+            RouteStale(**fields, session_key=room(number), reason="prune") for number in range(2)
+        ]
+
+
+async def test_a_delete_is_reported_if_there_was_a_record(make_router, clock):
+    async with make_router() as router:
+        await router.set(ROOM, Route(1))
+        await router.set(THREAD, Route(1), ttl_ms=1)
+        clock.advance_ms(1)
+        events = subscribed(router)
+        for key in (ROOM, ROOM, THREAD):
+            await router.delete(key)
+        assert events == [
+            RouteDeleted(instance="mine", partition=0, session_key=ROOM, entries=1),
+            RouteDeleted(instance="mine", partition=0, session_key=THREAD, entries=0),
+        ]
+
+
+async def test_a_resolve_that_ends_in_partition_unavailable_is_counted_and_reported(
+    make_router, for_long
+):
+    async with make_router(restart_policy=for_long) as router:
+        await crash(router.partition(0))
+        events = subscribed(router)
+        with pytest.raises(PartitionUnavailable):
+            await router.resolve(THREAD)
+        assert await router.resolve_many([THREAD]) == {}
+        resolved = RouteResolved(
+            instance="mine",
+            partition=0,
+            session_key=THREAD,
+            outcome="miss",
+            source=None,
+            reason="session_unavailable",
+            fallback=False,
+            stale=False,
+        )
+        assert [event for event in events if event.name != "crashed"] == [resolved] * 2
+        assert router.stats().total.misses == 2
 
 
 async def test_a_crash_and_the_restart_are_told(make_router):
@@ -267,7 +325,9 @@ async def test_counts_and_events_agree(make_router, clock):
         total = router.stats().total
         assert len([e for e in events if isinstance(e, RouteSet)]) == total.sets == 100
         assert len([e for e in events if isinstance(e, RouteEvicted)]) == total.evicted > 0
-        assert len([e for e in events if isinstance(e, RouteStale)]) == total.stale > 0
+        stale = [e.reason for e in events if isinstance(e, RouteStale)]
+        assert stale.count("read") == total.stale > 0
+        assert stale.count("prune") == total.pruned > 0
         assert sum(e.count for e in events if isinstance(e, RoutesPruned)) == total.pruned > 0
         sources = [e.source for e in events if isinstance(e, RouteResolved)]
         assert sources.count("state_hit") == total.hits > 0
@@ -378,6 +438,7 @@ async def test_log_event_logs_at_debug(make_router, clock, log):
         "evicted",
         "fallback",
         "resolved",
+        "stale",
         "pruned",
         "crashed",
         "restarted",

@@ -73,9 +73,9 @@ def test_a_key_of_enum_members_has_the_text_of_their_values():
         ("a::c", "bridge_id of"),
         ("a:b:", "room_id of"),
         ("a:b::t", "room_id of"),
-        ("a:b:100%", "no escape"),
-        ("a:b:%3a", "no escape"),
-        ("a:%2525%:c", "no escape"),
+        ("a:b:100%", "not an escape"),
+        ("a:b:%3a", "not an escape"),
+        ("a:%2525%:c", "not an escape"),
         ("a:b:c\udc80", "not valid Unicode"),
     ],
 )

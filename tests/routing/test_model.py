@@ -29,6 +29,10 @@ class Record(NamedTuple):
     route: Route
     updated: int
     expires: int
+    #: How often something was stored before it: tells records with equal fields apart.
+    serial: int
+    #: The serial of the room's record that it is a copy of.
+    source: int | None = None
 
 
 class Model:
@@ -42,6 +46,7 @@ class Model:
         self.partitions = [OrderedDict[SessionKey, Record]() for _ in range(PARTITIONS)]
         self.counts = [Counter[str]() for _ in range(PARTITIONS)]
         self.evicted: list[list[SessionKey]] = [[] for _ in range(PARTITIONS)]
+        self.stored = 0
 
     def set(self, index: int, key: SessionKey, route: Route, ttl: int | None) -> None:
         self._store(index, key, route, TTL_MS if ttl is None else ttl)
@@ -64,10 +69,17 @@ class Model:
             return own.route, "state_hit", False, None
         stale = own == "expired"
         if key.thread_id is not None:
-            of_room = self._read(index, SessionKey(*key[:3]))
+            room = SessionKey(*key[:3])
+            of_room = self._read(index, room)
             if isinstance(of_room, Record):
                 counts["thread_fallbacks"] += 1
-                self._store(index, key, of_room.route, TTL_MS)
+                ttl = of_room.expires - self.now
+                self._store(index, key, of_room.route, ttl, source=of_room.serial)
+                partition = self.partitions[index]
+                if room in partition:
+                    partition.move_to_end(room)
+                else:
+                    partition[key] = partition[key]._replace(source=None)
                 reason = "stale" if stale else "thread_scope_miss"
                 return of_room.route, "partition_fallback", stale, reason
             stale = stale or of_room == "expired"
@@ -117,16 +129,27 @@ class Model:
             self.counts[index]["stale"] += 1
             return "expired"
         partition.move_to_end(key)
+        source = partition[key].source
+        if source is not None:
+            of_room = partition.get(room := SessionKey(*key[:3]))
+            if of_room is not None:
+                partition.move_to_end(room)
+            if of_room is None or of_room.serial != source:
+                del partition[key]
+                return "absent"
         return partition[key]
 
-    def _store(self, index: int, key: SessionKey, route: Route, ttl: int) -> None:
+    def _store(
+        self, index: int, key: SessionKey, route: Route, ttl: int, source: int | None = None
+    ) -> None:
         partition = self.partitions[index]
         if key not in partition and len(partition) == self.capacity:
             oldest = next(iter(partition))
             del partition[oldest]
             self.evicted[index].append(oldest)
             self.counts[index]["evicted"] += 1
-        partition[key] = Record(route, self.now, self.now + ttl)
+        self.stored += 1
+        partition[key] = Record(route, self.now, self.now + ttl, self.stored, source)
         partition.move_to_end(key)
 
 
@@ -177,7 +200,7 @@ class Comparison:
     async def get(self, key: SessionKey) -> None:
         expected = self.model.get(self._index(key), key)
         if isinstance(expected, Record):
-            assert await self.router.get(key) == RouteRecord(*expected)
+            assert await self.router.get(key) == RouteRecord(*expected[:3])
         else:
             with pytest.raises(expected):
                 await self.router.get(key)
@@ -231,6 +254,7 @@ class Comparison:
             if not handle.is_up:
                 with pytest.raises(PartitionUnavailable):
                     await operation(key)
+                self.model.counts[index]["misses"] += operation == self.router.resolve
         assert await handle.call(len) == 0  # waits until it is back
         self.model.crash(index)
 
@@ -256,7 +280,7 @@ class Comparison:
             ):
                 assert getattr(stats, name) == counts[name], name
             records = self.router.partition(index).peek(_records, {})
-            assert records == {key: RouteRecord(*record) for key, record in held.items()}
+            assert records == {key: RouteRecord(*record[:3]) for key, record in held.items()}
 
     def _index(self, key: SessionKey) -> int:
         return self.router.route_partition(key)
@@ -275,8 +299,9 @@ class Comparison:
 
 
 def _records(partition: Partition) -> dict[SessionKey, RouteRecord]:
-    # Not dict(table): reading a record would mark it as used.
-    return {key: partition._table.peek(key) for key in partition._table}
+    table = partition._table
+    peeked = {key: table.peek(key) for key in table}
+    return {k: RouteRecord(r.route, r.updated_at_ms, r.expires_at_ms) for k, r in peeked.items()}
 
 
 def _first_valid(fallbacks: list[Any]) -> Route | None:

@@ -78,29 +78,31 @@ def test_an_error_about_a_key_stays_on_one_line(make_partition, clock):
     assert all("\n" not in str(error) for error in errors)
 
 
-def test_a_prune_takes_the_expired_of_the_keys_it_is_given(make_partition, clock):
+def test_a_prune_removes_what_has_expired_up_to_its_limit(make_partition, clock):
     partition = make_partition()
     for number in range(6):
         partition.set(room(number), Route(number), 10 if number % 2 else 1_000)
     clock.advance_ms(10)
-    assert partition.prune([room(1), room(2), room(3), room(99)]) == 2
-    assert set(partition.keys()) == {room(0), room(2), room(4), room(5)}
+    assert partition.prune(2) == (2, True)
+    assert partition.prune(2) == (1, False)
+    assert set(partition.keys()) == {room(0), room(2), room(4)}
 
 
 def test_a_prune_leaves_an_expired_record_for_its_retention(make_partition, clock):
     partition = make_partition(stale_retention_ms=50)
     partition.set(ROOM, Route(1), 10)
     clock.advance_ms(59)
-    assert partition.prune(partition.keys()) == 0
+    assert partition.prune(500) == (0, False)
     clock.advance_ms(1)
-    assert partition.prune(partition.keys()) == 1
+    assert partition.prune(500) == (1, False)
 
 
-def test_a_prune_does_not_count_as_use(make_partition):
+def test_a_prune_does_not_count_as_use(make_partition, clock):
     partition = make_partition(capacity=3)
     for number in range(3):
         partition.set(room(number), Route(number))
-    partition.prune([room(0)])
+    clock.advance_ms(999)
+    assert partition.prune(500) == (0, False)
     partition.set(room(3), Route(3))
     assert set(partition.keys()) == {room(1), room(2), room(3)}
 

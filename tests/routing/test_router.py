@@ -275,7 +275,9 @@ async def check_resolve(router, clock, key, fallbacks, expected) -> None:
     again = await router.resolve(key)
     assert (again.source, again.route, again.stale) == ("state_hit", Route(name), False)
     if source != "state_hit":
-        assert await router.get(key) == RouteRecord(Route(name), clock(), clock() + 1_000)
+        # The room's record was set a millisecond ago, for 100.
+        ttl_ms = 99 if source == "partition_fallback" else 1_000
+        assert await router.get(key) == RouteRecord(Route(name), clock(), clock() + ttl_ms)
 
 
 @pytest.mark.parametrize(("own", "of_room", "fallback", "expected"), THREAD_CASES)
@@ -309,13 +311,151 @@ async def test_every_thread_finds_its_room_with_any_number_of_partitions():
                 assert (await router.resolve(thread)).external_room_id == number
 
 
-async def test_a_thread_keeps_the_route_it_fell_back_to_when_its_room_moves():
+async def sources(router: SessionRouter, *keys: SessionKey) -> list[tuple[str, int]]:
+    resolutions = [await router.resolve(key) for key in keys]
+    return [(resolution.source, resolution.external_room_id) for resolution in resolutions]
+
+
+async def test_a_thread_follows_its_room_when_that_is_set_anew():
+    async with SessionRouter() as router:
+        for number in range(3):
+            await router.set(ROOM, Route(number))
+            assert await sources(router, THREAD, THREAD, ROOM) == [
+                ("partition_fallback", number),
+                ("state_hit", number),
+                ("state_hit", number),
+            ]
+
+
+async def test_a_thread_asks_its_room_anew_also_when_that_was_set_to_the_same_route(clock):
+    route = Route(1)
+    async with SessionRouter(clock=clock) as router:
+        await router.set(ROOM, route)
+        await router.resolve(THREAD)
+        await router.set(ROOM, route)
+        assert await sources(router, THREAD, THREAD) == [
+            ("partition_fallback", 1),
+            ("state_hit", 1),
+        ]
+
+
+@pytest.mark.parametrize("read", ["resolve", "get"])
+async def test_the_route_that_a_thread_copied_ends_when_its_room_is_deleted(read):
     async with SessionRouter() as router:
         await router.set(ROOM, Route(1))
         await router.resolve(THREAD)
-        await router.set(ROOM, Route(2))
-        assert (await router.resolve(THREAD)).route == Route(1)
-        assert (await router.resolve(ROOM)).route == Route(2)
+        await router.delete(ROOM)
+        with pytest.raises(NoRoute if read == "resolve" else RouteNotFound):
+            await getattr(router, read)(THREAD)
+        assert router.stats().total.stale == 0
+        resolution = await router.resolve(THREAD, FALLBACK)
+        assert (resolution.source, resolution.fallback_reason) == ("provided_fallback", "miss")
+
+
+@pytest.mark.parametrize("ttl_ms", [10, 100_000])
+async def test_the_route_that_a_thread_copied_lives_exactly_as_long_as_its_rooms(clock, ttl_ms):
+    async with SessionRouter(ttl_ms=1_000, clock=clock) as router:
+        await router.set(ROOM, Route(1), ttl_ms=ttl_ms)
+        clock.advance_ms(5)
+        await router.resolve(THREAD)
+        clock.advance_ms(ttl_ms - 6)
+        assert await sources(router, THREAD) == [("state_hit", 1)]
+        clock.advance_ms(1)
+        resolution = await router.resolve(THREAD, FALLBACK)
+        assert (resolution.source, resolution.fallback_reason) == ("provided_fallback", "stale")
+
+
+async def test_a_route_of_a_threads_own_does_not_follow_the_room():
+    async with SessionRouter() as router:
+        await router.set(ROOM, Route(1))
+        await router.resolve(THREAD)
+        await router.set(THREAD, Route(2))
+        await router.set(ROOM, Route(3))
+        assert await sources(router, THREAD) == [("state_hit", 2)]
+        await router.delete(ROOM)
+        assert await sources(router, THREAD) == [("state_hit", 2)]
+
+
+async def test_a_thread_that_is_used_keeps_its_room_from_being_evicted():
+    async with SessionRouter(partition_count=1, max_entries_per_partition=4) as router:
+        await router.set(ROOM, Route("room"))
+        await router.resolve(THREAD)
+        for number in range(10):
+            await router.set(room(number), Route(number))
+            assert (await router.resolve(THREAD)).source == "state_hit"
+
+
+async def test_what_get_returns_for_a_copied_route_is_a_plain_record():
+    async with SessionRouter() as router:
+        await router.set(ROOM, Route(1))
+        await router.resolve(THREAD)
+        assert type(await router.get(THREAD)) is RouteRecord
+
+
+class Watched(dict):
+    """A fallback that counts how often somebody looks into it."""
+
+    looks = 0
+
+    def __getitem__(self, name):
+        Watched.looks += 1
+        return super().__getitem__(name)
+
+    def items(self):
+        Watched.looks += 1
+        return super().items()
+
+
+async def test_a_fallback_is_only_read_when_it_is_needed():
+    fallback = Watched(external_room_id="fallback", locale="de")
+    async with SessionRouter() as router:
+        await router.set(ROOM, Route(1))
+        Watched.looks = 0
+        for key in (ROOM, THREAD, THREAD):
+            for fallbacks in (fallback, [fallback]):
+                await router.resolve(key, fallbacks)
+        assert Watched.looks == 0
+        resolution = await router.resolve(room(7), [{}, fallback])
+        assert resolution.route == Route("fallback", extra={"locale": "de"})
+        assert Watched.looks > 0
+
+
+async def test_a_fallback_that_raises_costs_nobody_but_its_caller():
+    def broken():
+        yield Route(None)
+        raise ZeroDivisionError("a bug of the caller")
+
+    async with SessionRouter() as router:
+        await router.set(ROOM, Route(1))
+        assert (await router.resolve(ROOM, broken())).source == "state_hit"
+        with pytest.raises(ZeroDivisionError):
+            await router.resolve(room(7), broken())
+        assert router.stats().total.restarts == 0
+
+
+async def test_a_fallback_is_read_before_the_call_is_queued():
+    async with SessionRouter(partition_count=1) as router:
+        fallback = {"external_room_id": "as it was"}
+        found = []
+
+        async def resolve() -> None:
+            found.append(await router.resolve(ROOM, fallback))
+
+        async with anyio.create_task_group() as task_group:
+            for _ in range(3):
+                task_group.start_soon(router.partition(0).call, _sleep)
+            await checkpoint()
+            task_group.start_soon(resolve)
+            for _ in range(3):
+                await checkpoint()
+            assert not found
+            fallback["external_room_id"] = "changed"
+        assert found[0].external_room_id == "as it was"
+
+
+async def _sleep(_partition: Partition) -> None:
+    for _ in range(10):
+        await checkpoint()
 
 
 async def test_fallbacks_come_in_order_and_invalid_ones_are_passed_over():
@@ -348,12 +488,14 @@ async def test_a_resolution_has_a_session_key_also_for_a_plain_tuple():
         assert resolution.session_key == ROOM
 
 
-async def test_a_fallback_is_stored_for_the_default_time(clock):
+async def test_a_provided_fallback_is_stored_for_the_default_time(clock):
     async with SessionRouter(ttl_ms=1_000, clock=clock) as router:
-        await router.set(ROOM, Route(1), ttl_ms=10)
-        await router.resolve(THREAD)
+        await router.resolve(ROOM, FALLBACK)
         clock.advance_ms(999)
-        assert (await router.resolve(THREAD)).source == "state_hit"
+        assert (await router.resolve(ROOM)).source == "state_hit"
+        clock.advance_ms(1)
+        with pytest.raises(NoRoute):
+            await router.resolve(ROOM)
 
 
 async def test_staleness_is_told_from_absence_until_the_record_is_pruned(clock):
@@ -1119,9 +1261,6 @@ async def test_too_many_crashes_end_the_router_with_a_clear_error():
 
     with pytest.raises(RestartIntensityExceeded, match="more than 2 crashes"):
         await crash_thrice()
-    with pytest.raises(PartitionUnavailable):
-        await router.set(ROOM, Route(1))
-    assert (await router.resolve(ROOM, FALLBACK)).fallback_reason == "session_unavailable"
 
 
 # -- lifetime ------------------------------------------------------------------------------------

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import inspect
+import random
+import sys
+from collections import Counter
+
 import pytest
 
 from trunkline import Route, RouteRecord, SessionKey
@@ -52,8 +57,8 @@ def test_setting_again_counts_as_use(full_table):
     assert evicted_rooms(full_table) == ["1"]
 
 
-def test_reading_counts_as_use(full_table):
-    full_table.read(key(0), now_ms=0)
+def test_a_record_that_is_used_is_not_evicted(full_table):
+    assert full_table.use(key(0)) == record()
     full_table[key(3)] = record()
     assert evicted_rooms(full_table) == ["1"]
 
@@ -64,20 +69,10 @@ def test_peeking_does_not_count_as_use(full_table):
     assert evicted_rooms(full_table) == ["0"]
 
 
-def test_an_absent_record_is_none(full_table):
-    assert full_table.read(key(9), now_ms=0) is None
+def test_a_missing_record_is_none(full_table):
+    assert full_table.use(key(9)) is None
     assert full_table.peek(key(9)) is None
-
-
-def test_a_record_is_fresh_until_the_instant_of_its_expiry(full_table):
-    assert full_table.read(key(0), now_ms=99) == record()
-    assert key(0) in full_table
-
-
-def test_an_expired_record_is_read_once(full_table):
-    assert full_table.read(key(0), now_ms=100) == record()
-    assert full_table.read(key(0), now_ms=100) is None
-    assert len(full_table) == 2
+    assert key(9) not in full_table
 
 
 def test_a_removed_record_makes_room(full_table):
@@ -101,3 +96,134 @@ def test_a_table_for_one_holds_the_last_record():
     table[key(1)] = record()
     assert list(table) == [key(1)]
     assert evicted_rooms(table) == ["0"]
+
+
+# -- expiry --------------------------------------------------------------------------------------
+
+
+def index_of(table: RouteTable) -> Counter[SessionKey]:
+    """The keys in the expiry index, after a check that it is consistent."""
+    for start_ms, bucket in table._buckets.items():
+        assert bucket
+        assert bucket.start_ms == start_ms
+        for k in bucket:
+            assert table._order[k] is bucket
+            assert table.peek(k).expires_at_ms >= start_ms
+    return Counter(k for bucket in table._buckets.values() for k in bucket)
+
+
+def test_exactly_the_expired_records_are_removed_whatever_happened_before():
+    rng = random.Random(9)
+    table = RouteTable(60)
+    now = 0
+    model: dict[SessionKey, int] = {}
+    for _ in range(20_000):
+        k = key(rng.randrange(100))
+        match rng.randrange(10):
+            case 0:
+                now += rng.choice((0, 1, 50, 5_000, 2_000_000))
+            case 1:
+                table.pop(k, None)
+                model.pop(k, None)
+            case 2:
+                table.use(k)
+            case 3:
+                expired = {k for k, expires_at_ms in model.items() if expires_at_ms <= now}
+                removed, more = table.remove_expired(now, limit=1_000)
+                assert not more
+                assert set(removed) == expired
+                assert len(removed) == len(expired)
+                model = {k: e for k, e in model.items() if k not in expired}
+            case _:
+                ttl_ms = rng.choice((1, 100, 1_800_000, 1_800_000, 10**11))
+                table[k] = RouteRecord(Route(1), now, now + ttl_ms)
+                model[k] = now + ttl_ms
+                for evicted, _ in table.evicted:
+                    del model[evicted]
+                table.evicted.clear()
+        assert set(table) == model.keys()
+        assert index_of(table) == Counter(model.keys())
+
+
+def looked_at(table: RouteTable, now_ms: int) -> int:
+    """Records that are looked at to remove what expires at `now_ms` or before."""
+    count = 0
+    while table.remove_expired(now_ms, limit=1)[1]:
+        count += 1
+    return count
+
+
+def test_fresh_records_are_not_looked_at():
+    table = RouteTable(10_000)
+    for number in range(10_000):
+        table[key(number)] = RouteRecord(Route(1), number, number + 1_800_000)
+    assert looked_at(table, 1_700_000) == 0
+
+
+def test_what_has_expired_is_looked_at_and_little_more():
+    table = RouteTable(10_000)
+    for number in range(10_000):
+        table[key(number)] = RouteRecord(Route(1), 100 * number, 100 * number + 1_800_000)
+    assert 5_000 <= looked_at(table, 1_800_000 + 500_000) <= 5_000 + 10_000 // 32
+    assert len(table) == 4_999
+
+
+def test_a_route_that_is_set_again_is_looked_at_twice_in_its_time_to_live():
+    table = RouteTable(10)
+    count = 0
+    for now_ms in range(0, 18_000_000, 10_000):
+        table[key(1)] = RouteRecord(Route(1), now_ms, now_ms + 1_800_000)
+        count += looked_at(table, now_ms)
+    assert count <= 2 * 10
+
+
+@pytest.mark.parametrize("ttls", [[1_800_000], [1_800_000, 5], [10**11, 1_800_000, 1]])
+def test_the_expiry_index_holds_one_entry_for_a_route_however_often_it_is_set(ttls):
+    table = RouteTable(10)
+    for now_ms in range(10_000):
+        for ttl_ms in ttls:
+            table[key(1)] = RouteRecord(Route(1), now_ms, now_ms + ttl_ms)
+    assert index_of(table) == {key(1): 1}
+
+
+def test_the_expiry_index_holds_nothing_for_what_was_deleted_or_evicted():
+    table = RouteTable(3)
+    for number in range(1_000):
+        table[key(number)] = RouteRecord(Route(1), number, number + 1_800_000)
+        if number % 2:
+            del table[key(number)]
+    assert index_of(table) == Counter(list(table))
+
+
+def test_a_removal_of_expired_records_goes_on_where_the_last_one_stopped():
+    table = RouteTable(10)
+    for number in range(5):
+        table[key(number)] = record()
+    removed = [table.remove_expired(100, limit=2) for _ in range(4)]
+    assert [(len(keys), more) for keys, more in removed] == [
+        (2, True),
+        (2, True),
+        (1, False),
+        (0, False),
+    ]
+    assert {k for keys, _ in removed for k in keys} == {key(number) for number in range(5)}
+
+
+def test_a_table_is_never_half_changed_when_the_stack_is_exhausted():
+    def set_at(depth: int, number: int, expires_at_ms: int) -> None:
+        if depth:
+            set_at(depth - 1, number, expires_at_ms)
+        else:
+            table[key(number)] = RouteRecord(Route(1), 0, expires_at_ms)
+
+    table = RouteTable(20)
+    failed = 0
+    for spare in range(60):
+        depth = sys.getrecursionlimit() - len(inspect.stack()) - spare
+        try:
+            set_at(depth, spare % 30, 1_800_000 - 10_000 * (spare % 7))
+        except RecursionError:
+            failed += 1
+        assert index_of(table) == Counter(list(table))
+        assert set(table._order) == set(table)
+    assert 0 < failed < 60

@@ -1,4 +1,4 @@
-"""What a router tells its subscribers, with the fields of the ancestor's telemetry."""
+"""The events of a router, with the fields of the ancestor's telemetry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ __all__ = (
     "PartitionCrashed",
     "PartitionEvent",
     "PartitionRestarted",
+    "RouteDeleted",
     "RouteEvicted",
     "RouteFallback",
     "RouteResolved",
     "RouteSet",
     "RouteStale",
+    "RouterGaveUp",
     "RoutesPruned",
     "publish_resolution",
 )
@@ -30,29 +32,40 @@ class PartitionEvent(Event, frozen=True, kw_only=True):
 
 
 class RouteSet(PartitionEvent, frozen=True, kw_only=True):
-    """A route was set by the program. What a fallback stores is told by `fallback`."""
+    """The program set a route. A route that a fallback stores has a `fallback` event instead."""
 
     name: str = "set"
     session_key: SessionKey
-    #: Records that this one pushed out.
+    #: Records that were evicted for this one.
     evicted: int
     #: Records in the partition, expired ones included.
     entries: int
 
 
+class RouteDeleted(PartitionEvent, frozen=True, kw_only=True):
+    """The program deleted a record, fresh or expired."""
+
+    name: str = "deleted"
+    session_key: SessionKey
+    entries: int
+
+
 class RouteResolved(PartitionEvent, frozen=True, kw_only=True):
-    """`resolve` has its answer, or none."""
+    """A `resolve` ended, with a route or without one."""
 
     name: str = "resolved"
     session_key: SessionKey
     outcome: Literal["hit", "fallback", "miss"]
-    source: ResolutionSource | None
-    reason: FallbackReason | None
-    stale: bool
+    source: ResolutionSource | None = None
+    #: Why it was not a hit. A `miss` has one, `session_unavailable`, if the partition is down.
+    reason: FallbackReason | None = None
+    #: Whether the route is not from the key's own record.
+    fallback: bool = False
+    stale: bool = False
 
 
 class RouteFallback(PartitionEvent, frozen=True, kw_only=True):
-    """`resolve` took a fallback; told before its `resolved`."""
+    """`resolve` took a fallback. Its `resolved` event follows."""
 
     name: str = "fallback"
     session_key: SessionKey
@@ -62,47 +75,58 @@ class RouteFallback(PartitionEvent, frozen=True, kw_only=True):
 
 
 class RouteStale(PartitionEvent, frozen=True, kw_only=True):
-    """A read met an expired record and removed it."""
+    """An expired record was removed."""
 
     name: str = "stale"
     session_key: SessionKey
+    #: Who found it: a `get` or `resolve`, or a prune.
+    reason: Literal["read", "prune"]
 
 
 class RouteEvicted(PartitionEvent, frozen=True, kw_only=True):
-    """The least recently used record made room for another."""
+    """A record was removed to make room for another one."""
 
     name: str = "evicted"
     session_key: SessionKey
     route: Route
+    #: `capacity`: the partition was full, and this was its least recently used record.
+    reason: Literal["capacity"] = "capacity"
     entries: int
 
 
 class RoutesPruned(PartitionEvent, frozen=True, kw_only=True):
-    """A prune removed expired records from the partition."""
+    """A prune removed expired records from the partition. Each has a `stale` event before this."""
 
     name: str = "pruned"
-    #: How many.
+    #: Records that it removed.
     count: int
     entries: int
 
 
 class PartitionCrashed(PartitionEvent, frozen=True, kw_only=True):
-    """The partition met a bug and lost its records; it will be started again."""
+    """A bug crashed the partition, and its records are lost. It will be restarted."""
 
     name: str = "crashed"
     error: Exception
 
 
 class PartitionRestarted(PartitionEvent, frozen=True, kw_only=True):
-    """The partition is up again, empty."""
+    """The partition is up again, and empty."""
 
     name: str = "restarted"
-    #: How often so far.
+    #: Restarts so far.
     restarts: int
 
 
+class RouterGaveUp(Event, frozen=True, kw_only=True):
+    """Partitions crashed more often than the restart policy allows. Every call raises `error`."""
+
+    name: str = "gave_up"
+    error: Exception
+
+
 def publish_resolution(events: Events, instance: str, resolution: Resolution) -> None:
-    """Tell of an answer of `resolve`, and of the fallback that gave it."""
+    """Publish the events of a `resolve` that found a route."""
     if resolution.fallback_reason is not None:
         events.publish(
             RouteFallback(
@@ -122,6 +146,7 @@ def publish_resolution(events: Events, instance: str, resolution: Resolution) ->
             outcome="fallback" if resolution.fallback else "hit",
             source=resolution.source,
             reason=resolution.fallback_reason,
+            fallback=resolution.fallback,
             stale=resolution.stale,
         )
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from trunkline.actors import Actor, Clock
 from trunkline.errors import NoRoute, RouteExpired, RouteNotFound
 from trunkline.observe import Events
 from trunkline.routing.events import (
+    RouteDeleted,
     RouteEvicted,
     RouteResolved,
     RouteSet,
@@ -15,7 +17,7 @@ from trunkline.routing.events import (
     publish_resolution,
 )
 from trunkline.routing.key import SessionKey
-from trunkline.routing.route import FallbackReason, Resolution, ResolutionSource, Route, RouteRecord
+from trunkline.routing.route import FallbackReason, Resolution, Route, RouteCopy, RouteRecord
 from trunkline.routing.stats import Counters
 from trunkline.routing.table import RouteTable
 
@@ -31,9 +33,9 @@ class Partition(Actor):
         capacity: how many records it holds.
         ttl_ms: how long a route is fresh by default.
         stale_retention_ms: how long a prune leaves an expired record in place.
-        clock: tells milliseconds.
-        counters: what it counts into; they outlive it.
-        events: whom it tells.
+        clock: returns milliseconds.
+        counters: its counts, which outlive it.
+        events: where it publishes.
     """
 
     def __init__(
@@ -84,20 +86,32 @@ class Partition(Actor):
 
     def get(self, key: SessionKey) -> RouteRecord:
         now = self._clock()
-        record = self._table.read(key, now)
-        if record is None:
-            raise RouteNotFound(f"no route for {str(key)!r}")
-        if record.expires_at_ms <= now:
-            self._note_stale(key)
-            age_ms = now - record.expires_at_ms
-            raise RouteExpired(f"route for {str(key)!r} expired {age_ms} ms ago")
-        return record
+        record = self._table.use(key)
+        if record is not None:
+            if record.expires_at_ms > now and self._is_current(key, record):
+                return RouteRecord(record.route, record.updated_at_ms, record.expires_at_ms)
+            if self._remove_outdated(key, record, now):
+                age_ms = now - record.expires_at_ms
+                raise RouteExpired(f"route for {str(key)!r} expired {age_ms} ms ago")
+        raise RouteNotFound(f"no route for {str(key)!r}")
 
     def resolve(self, key: SessionKey, fallback: Route | None = None) -> Resolution:
+        return self.resolve_held(key) or self._resolve_missing(key, fallback)
+
+    def resolve_held(self, key: SessionKey) -> Resolution | None:
+        """`resolve` by the record of the key or of its room.
+
+        Without a fresh one it changes nothing and returns `None`: only then a caller has to look at
+        its fallbacks.
+        """
         now = self._clock()
-        record = self._table.read(key, now)
-        if record is None or record.expires_at_ms <= now:
-            return self._resolve_beyond(key, record, fallback, now)
+        record = self._table.use(key)
+        if (
+            record is None
+            or record.expires_at_ms <= now
+            or (type(record) is RouteCopy and not self._is_current(key, record))
+        ):
+            return None if key.thread_id is None else self._resolve_by_room(key, record, now)
         self._counters.hits += 1
         route = record.route
         resolution = Resolution(
@@ -122,48 +136,73 @@ class Partition(Actor):
         if self._table.pop(key, None) is None:
             return False
         self._counters.deletes += 1
+        if self._events.subscribers:
+            self._events.publish(
+                RouteDeleted(
+                    instance=self._instance,
+                    partition=self._index,
+                    session_key=key,
+                    entries=len(self._table),
+                )
+            )
         return True
 
     def keys(self) -> list[SessionKey]:
-        """Every key held now, for a prune to walk over in slices."""
+        """Every key that is held, also if its record has expired."""
         return list(self._table)
 
-    def prune(self, keys: Sequence[SessionKey]) -> int:
-        """Remove those of `keys` whose records expired; how many did."""
-        table = self._table
-        expired_by = self._clock() - self._stale_retention_ms
-        pruned = 0
-        for key in keys:
-            record = table.peek(key)
-            if record is not None and record.expires_at_ms <= expired_by:
-                del table[key]
-                pruned += 1
-        self._counters.pruned += pruned
-        return pruned
+    def prune(self, limit: int) -> tuple[int, bool]:
+        """Remove expired records after their retention; look at `limit` records at most.
 
-    def _resolve_beyond(
-        self, key: SessionKey, expired: RouteRecord | None, fallback: Route | None, now: int
-    ) -> Resolution:
-        """`resolve` for a key without a fresh record of its own."""
-        stale = expired is not None
-        if stale:
-            self._note_stale(key)
-        if key.thread_id is not None:
-            room = key.room_scope
-            record = self._table.read(room, now)
-            if record is not None and record.expires_at_ms > now:
-                self._counters.thread_fallbacks += 1
-                reason: FallbackReason = "stale" if stale else "thread_scope_miss"
-                return self._take_fallback(
-                    key, record.route, "partition_fallback", reason, stale, now
-                )
-            if record is not None:
-                self._note_stale(room)
+        Returns:
+            How many it removed, and whether there may be more.
+        """
+        expired_by = self._clock() - self._stale_retention_ms
+        removed, more = self._table.remove_expired(expired_by, limit)
+        self._counters.pruned += len(removed)
+        if self._events.subscribers:
+            for key in removed:
+                self._publish_stale(key, "prune")
+        return len(removed), more
+
+    def _is_current(self, key: SessionKey, record: RouteRecord) -> bool:
+        """Whether `record`, if it is a copy of the room's record, is a copy of the present one.
+
+        Using a copy uses the room's record as well, so that the room is not evicted before it.
+        """
+        return type(record) is not RouteCopy or self._table.use(key.room_scope) is record.source
+
+    def _resolve_by_room(
+        self, key: SessionKey, outdated: RouteRecord | None, now: int
+    ) -> Resolution | None:
+        """`resolve` for a thread without a fresh record of its own, by copying its room's."""
+        table, room = self._table, key.room_scope
+        source = table.use(room)
+        if source is None or source.expires_at_ms <= now:
+            return None
+        stale = outdated is not None and self._remove_outdated(key, outdated, now)
+        route, expires_at_ms = source.route, source.expires_at_ms
+        table[key] = RouteCopy(route, now, expires_at_ms, source)
+        if table.use(room) is None:
+            # A table for one record: the copy has evicted its source, and now stands alone.
+            table[key] = RouteRecord(route, now, expires_at_ms)
+        self._counters.thread_fallbacks += 1
+        reason: FallbackReason = "stale" if stale else "thread_scope_miss"
+        return self._by_fallback(key, route, "partition_fallback", stale, reason)
+
+    def _resolve_missing(self, key: SessionKey, fallback: Route | None) -> Resolution:
+        """`resolve` for a key that has no fresh record, and whose room has none either."""
+        now = self._clock()
+        stale = False
+        for scope in dict.fromkeys((key, key.room_scope)):
+            record = self._table.peek(scope)
+            if record is not None and self._remove_outdated(scope, record, now):
                 stale = True
         if fallback is not None:
+            self._table[key] = RouteRecord(fallback, now, now + self._ttl_ms)
             self._counters.provided_fallbacks += 1
-            reason = "stale" if stale else "miss"
-            return self._take_fallback(key, fallback, "provided_fallback", reason, stale, now)
+            reason: FallbackReason = "stale" if stale else "miss"
+            return self._by_fallback(key, fallback, "provided_fallback", stale, reason)
         self._counters.misses += 1
         if self._events.subscribers:
             self._events.publish(
@@ -172,23 +211,20 @@ class Partition(Actor):
                     partition=self._index,
                     session_key=key,
                     outcome="miss",
-                    source=None,
-                    reason=None,
                     stale=stale,
                 )
             )
         raise NoRoute(f"no route for {str(key)!r}, and no valid fallback")
 
-    def _take_fallback(
+    def _by_fallback(
         self,
         key: SessionKey,
         route: Route,
-        source: ResolutionSource,
-        reason: FallbackReason,
+        source: Literal["partition_fallback", "provided_fallback"],
         stale: bool,
-        now: int,
+        reason: FallbackReason,
     ) -> Resolution:
-        self._table[key] = RouteRecord(route, now, now + self._ttl_ms)
+        """The resolution by a fallback that has been stored."""
         if self._table.evicted:
             self._note_evicted()
         resolution = Resolution(
@@ -198,15 +234,28 @@ class Partition(Actor):
             publish_resolution(self._events, self._instance, resolution)
         return resolution
 
-    def _note_stale(self, key: SessionKey) -> None:
+    def _remove_outdated(self, key: SessionKey, record: RouteRecord, now: int) -> bool:
+        """Remove a record that has expired, or that is a copy of an older one; whether it expired.
+
+        Only an expired record counts as stale.
+        """
+        del self._table[key]
+        if record.expires_at_ms > now:
+            return False
         self._counters.stale += 1
         if self._events.subscribers:
-            self._events.publish(
-                RouteStale(instance=self._instance, partition=self._index, session_key=key)
+            self._publish_stale(key, "read")
+        return True
+
+    def _publish_stale(self, key: SessionKey, reason: Literal["read", "prune"]) -> None:
+        self._events.publish(
+            RouteStale(
+                instance=self._instance, partition=self._index, session_key=key, reason=reason
             )
+        )
 
     def _note_evicted(self) -> int:
-        """Count and tell what the table evicted; how many that were."""
+        """Count and publish what the table evicted; how many records that were."""
         evicted, self._table.evicted = self._table.evicted, []
         self._counters.evicted += len(evicted)
         if self._events.subscribers:

@@ -1,4 +1,4 @@
-"""Routes: where the answers of a conversation go, and what the router tells of them."""
+"""Routes: where the answers of a conversation go, and what the router returns for them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = (
     "Resolution",
     "ResolutionSource",
     "Route",
+    "RouteCopy",
     "RouteRecord",
     "first_valid_route",
     "valid_route",
@@ -29,8 +30,8 @@ FallbackReason: TypeAlias = Literal["stale", "miss", "thread_scope_miss", "sessi
 class Route(msgspec.Struct, frozen=True):
     """Where the answers of a conversation go.
 
-    A mapping does as well wherever a route is taken; what it has beyond these fields goes to
-    `extra`. A route is checked where it is used: one without `external_room_id` is refused there.
+    A mapping is accepted wherever a route is; its keys beyond these fields go to `extra`. A route
+    is checked where it is used: one without `external_room_id` is refused there.
     """
 
     #: The room's id on its platform, a string or an int. Never `None`.
@@ -43,7 +44,7 @@ class Route(msgspec.Struct, frozen=True):
     room_id: str | None = None
     #: The platform's id of the thread to answer in.
     thread_id: str | None = None
-    #: Whatever else the bot wants to find beside the route.
+    #: Anything else that the bot wants to find with the route.
     extra: dict[str, Any] = {}
 
 
@@ -57,6 +58,15 @@ class RouteRecord(msgspec.Struct, frozen=True, gc=False):
     expires_at_ms: int
 
 
+class RouteCopy(RouteRecord, frozen=True, gc=False):
+    """A room's record, stored under the key of one of its threads.
+
+    It is valid for as long as `source` is the record of the room.
+    """
+
+    source: RouteRecord
+
+
 class Resolution(msgspec.Struct, frozen=True):
     """The answer of `SessionRouter.resolve`."""
 
@@ -67,11 +77,11 @@ class Resolution(msgspec.Struct, frozen=True):
     partition: int
     session_key: SessionKey
     #: `state_hit`: the key's own record; `partition_fallback`: its room's; `provided_fallback`:
-    #: one that the caller gave.
+    #: one that the caller passed in.
     source: ResolutionSource
     #: Whether it is not the key's own record.
     fallback: bool
-    #: Whether an expired record stood on the way.
+    #: Whether an expired record was found before this route.
     stale: bool
     #: Why a fallback was taken; `None` for a hit.
     fallback_reason: FallbackReason | None
@@ -90,7 +100,7 @@ def valid_route(key: SessionKey, route: AnyRoute) -> Route:
     """`route` as a `Route` that names an external room.
 
     Raises:
-        InvalidRoute: it is none; the message names `key`.
+        InvalidRoute: it is not a route; the message names `key`.
     """
     if not isinstance(route, Route):
         if not isinstance(route, Mapping):
@@ -104,7 +114,7 @@ def valid_route(key: SessionKey, route: AnyRoute) -> Route:
 
 
 def first_valid_route(fallbacks: Fallbacks) -> Route | None:
-    """The first of `fallbacks` that names an external room; others are passed over."""
+    """The first of `fallbacks` that names an external room; `None` if there is none."""
     if isinstance(fallbacks, (Route, Mapping)):
         fallbacks = (fallbacks,)
     elif not isinstance(fallbacks, Iterable):

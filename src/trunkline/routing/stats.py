@@ -10,7 +10,7 @@ __all__ = ("Counters", "PartitionStats", "RouterStats")
 
 
 class Counters:
-    """What a partition has counted. It outlives the partition's incarnations."""
+    """The counts of a partition. They outlive its incarnations."""
 
     __slots__ = (
         "deletes",
@@ -37,7 +37,7 @@ class Counters:
 
 
 class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the router was last entered; crashes do not set them back."""
+    """Counts since the router was last entered. A crash does not reset them."""
 
     #: Records held now, expired ones included.
     entries: int = 0
@@ -47,14 +47,13 @@ class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
     hits: int = 0
     #: Resolves answered by the record of the thread's room.
     thread_fallbacks: int = 0
-    #: Resolves answered by a fallback that the caller gave, also in the place of a partition
-    #: that is down.
+    #: Resolves answered by a fallback that the caller passed in, also while the partition is down.
     provided_fallbacks: int = 0
-    #: Resolves that met no route at all: `NoRoute`.
+    #: Resolves that ended without a route: `NoRoute`, or `PartitionUnavailable`.
     misses: int = 0
-    #: Expired records that a read met.
+    #: Expired records that a read removed.
     stale: int = 0
-    #: Records that made room for others.
+    #: Records that were evicted because the partition was full.
     evicted: int = 0
     #: Expired records that a prune removed.
     pruned: int = 0
@@ -62,13 +61,13 @@ class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
     sets: int = 0
     #: Records deleted by the program.
     deletes: int = 0
-    #: Calls that wait now.
+    #: Calls that are waiting now.
     mailbox_depth: int = 0
     #: Restarts after a crash.
     restarts: int = 0
-    #: Calls that ran at once in their callers' tasks.
+    #: Calls that ran at once in the tasks of their callers.
     local_calls: int = 0
-    #: Calls that took the mailbox.
+    #: Calls that went through the mailbox.
     queued_calls: int = 0
 
     @classmethod
