@@ -32,7 +32,7 @@ def test_resolve(race, portal, scale, open_filled, event_loop_name):
         unit="ns",
         against="bare tables",
         peer=best["bare"],
-        budget=1.5 if on_asyncio else None,
+        budget=1.6 if on_asyncio else None,
     )
     race.add(row)
     if on_asyncio:
@@ -65,7 +65,7 @@ def test_set(race, portal, scale, open_filled):
             unit="ns",
             against="bare tables",
             peer=best["bare"],
-            budget=1.5,
+            budget=1.6,
         )
     )
 

@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 RATIO_ROWS = {
-    ("one caller", "resolve hit, asyncio", "bare tables"): 1.5,
+    ("one caller", "resolve hit, asyncio", "bare tables"): 1.6,
     ("one caller", "resolve hit, asyncio", "bare tables, no Resolution made"): None,
     ("one caller", "resolve hit, uvloop", "bare tables"): None,
     ("one caller", "resolve hit, trio", "bare tables"): None,
-    ("one caller", "set, asyncio", "bare tables"): 1.5,
+    ("one caller", "set, asyncio", "bare tables"): 1.6,
     ("other libraries", "resolve hit", "aiocache memory get"): 10,
     ("other libraries", "resolve hit", "pykka ask"): 10,
     ("other libraries", "resolve hit", "anyio stream round trip"): 10,
@@ -46,6 +46,8 @@ MEMORY, REDIS = "aiogram MemoryStorage", "aiogram RedisStorage"
 CALLERS = {1: "1 caller", 8: "8 callers", 64: "64 callers", 512: "512 callers"}
 
 STORE_ROWS = {
+    ("messages, SQLite", "line.ingest, 64 callers", "save_message"): 14_000 / 9_000,
+    ("messages, PostgreSQL", "line.ingest, 64 callers", "save_message"): 8_000 / 4_000,
     ("messages, SQLite", "get_messages(limit=50), a room of 1,000", "aiosqlite"): None,
     ("messages, SQLite", "get_messages(limit=50), a room of 1,000", "raw sqlite3, no thread"): None,
     ("fsm, memory", "set_state", MEMORY): 2,
@@ -98,6 +100,7 @@ FIGURE_ROWS = {
     ("memory", "2,000 sets of one key: growth of the process", None): None,
     ("prune", "8 x 1,000 expired: longest stall", None): 10,
     ("prune", "8 x 1,000 expired: all of it", None): None,
+    ("prune", "1 x 2,000 fresh", "1 x 1,000 fresh"): 2,
     ("import", "import trunkline", None): 150,
     ("import", "from trunkline import SessionRouter", None): 150,
 }
