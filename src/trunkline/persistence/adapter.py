@@ -88,7 +88,9 @@ class Inbound(msgspec.Struct, frozen=True):
             str(binding.external_room_id),
             str(self.message.external_id),
         )
-        name = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts)
+        name = ":".join(parts)
+        if "%" in name or name.count(":") != len(parts) - 1:
+            name = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts)
         return str(uuid5(NAMESPACE_URL, f"trunkline:{name}"))
 
 

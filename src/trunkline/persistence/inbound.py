@@ -17,6 +17,7 @@ from trunkline.persistence.models import (
     Thread,
 )
 from trunkline.persistence.validation import (
+    checked,
     require_external_id,
     require_id,
     require_mapping,
@@ -60,7 +61,7 @@ def new_inbound(
     if external_thread_id is not None:
         external_thread_id = require_external_id("external_thread_id", external_thread_id)
         thread = Thread(room_id=new.id, external_thread_id=external_thread_id)
-    message = Message.new(
+    message = Message(
         room_id=new.id,
         sender_id=None if sender is None else sender.id,
         thread_id=None if thread is None else thread.id,
@@ -83,7 +84,7 @@ def new_inbound(
         bridge_id=bridge_id,
         external_room_id=external_room_id,
     )
-    return Inbound(new, sender, message, binding, thread)
+    return Inbound(new, sender, checked(message), binding, thread)
 
 
 def new_room(

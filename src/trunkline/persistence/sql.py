@@ -21,7 +21,12 @@ from trunkline.persistence.adapter import (
     Inbound,
     PersistenceAdapter,
 )
-from trunkline.persistence.documents import dump_model, load_model
+from trunkline.persistence.documents import (
+    UNREADABLE,
+    decode_document,
+    dump_model,
+    load_model,
+)
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -500,7 +505,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
                 or reply_of.get((one.room.id, str(message.external_reply_to_id))),
             )
             results[place] = replace(one, message=message, thread=thread)
-            rows.append({**_message_row(message), "inbound_key": one.key})
+            row = _message_row(message)
+            row["inbound_key"] = one.key
+            rows.append(row)
         inserted = self._insert(messages, *rows)
         for place, one in enumerate(results):
             if isinstance(one, Inbound) and one.message.id not in inserted:
@@ -1035,8 +1042,11 @@ def _microseconds(instant: datetime) -> int:
 
 def _load(kind: type[M], table: sa.Table, row: Sequence[Any]) -> M:
     """The model of a row that begins with a document and its key."""
-    key = row[1 : len(table.primary_key)]
-    return load_model(kind, table.name, key[0] if len(key) == 1 else tuple(key), row[0])
+    try:
+        return decode_document(kind, row[0])
+    except UNREADABLE:
+        key = row[1 : len(table.primary_key)]
+        return load_model(kind, table.name, key[0] if len(key) == 1 else tuple(key), row[0])
 
 
 def _source(binding: RoomBinding) -> tuple[str, str, str]:

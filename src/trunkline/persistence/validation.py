@@ -145,7 +145,10 @@ def require_id(name: str, value: object) -> str:
     Raises:
         InvalidModel: it cannot, and so cannot be found either; the message has `name`.
     """
-    if not isinstance(value, str) or not value:
+    if type(value) is str and value.isascii() and 0 < len(value) <= _LONGEST_ID:
+        if "\0" not in value:
+            return value  # as nearly every id
+    elif not isinstance(value, str) or not value:
         raise InvalidModel(f"{name} is a non-empty str, not {shown(value)}")
     problem = id_problem(value)
     if problem is not None:
