@@ -372,6 +372,16 @@ def test_a_log_that_is_replayed_again_doubles_nothing(capsys, chat):
     assert counts["messages"] == 5
 
 
+def test_a_log_is_saved_in_the_namespace_that_is_named(capsys, chat):
+    for namespace in ("shop", "bar"):
+        options = ["--store", "sqlite:///bot.db", "--namespace", namespace]
+        assert main(["replay", "--json", *options, chat]) == 0
+        assert json.loads(capsys.readouterr().out)["stored"]["new_messages"] == 5
+    assert main(["inspect", "--json", "sqlite:///bot.db"]) == 0
+    found = json.loads(capsys.readouterr().out)["namespaces"]
+    assert {name: one["counts"]["messages"] for name, one in found.items()} == {"bar": 5, "shop": 5}
+
+
 def test_without_a_store_nothing_is_saved(capsys, chat):
     assert main(["replay", "--json", chat]) == 0
     assert json.loads(capsys.readouterr().out)["stored"] is None

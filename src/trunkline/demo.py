@@ -1,4 +1,4 @@
-"""The demo: an hour of made-up chat on three platforms, and what a router does with it.
+"""The demo: an hour of generated chat on three platforms, and what a router does with it.
 
 The chat is generated; the router, the crash and the answers that are shown are real.
 """
@@ -27,7 +27,7 @@ __all__ = ("demo",)
 
 _MINUTE_MS = 60_000
 
-#: How much of the chat's time goes by in a turn of the demo, and how many turns make it up.
+#: How much of the chat's time passes in a turn of the demo, and how many turns there are.
 _TURN_MS, _TURNS = _MINUTE_MS // 6, 360
 
 #: A room of each platform: the room id, as it comes from there.
@@ -74,7 +74,7 @@ async def demo(
                     progress.update(bar, completed=turn + 1, messages=show.messages)
                     await anyio.sleep(turn_seconds)
                 await show.partition_is_back.wait()
-        return show.sum_up()
+        return show.report()
 
 
 def _progress(console: Console) -> Progress:
@@ -89,7 +89,7 @@ def _progress(console: Console) -> Progress:
 
 
 class _Show:
-    """The chat, and the scenes that happen in it."""
+    """The chat, and the scenes in it."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Show:
         await self._remind(key)
 
     async def _remind(self, key: SessionKey) -> None:
-        """What a bot does when it has something to say."""
+        """What a bot does to send a message by itself."""
         try:
             await self._router.resolve(key)
         except (NoRoute, PartitionUnavailable):
@@ -155,7 +155,7 @@ class _Show:
 
     async def _introduction(self) -> None:
         config = self._router.config
-        self._tell(
+        self._print(
             "A bot is on Telegram, Discord and Matrix",
             "A message sets the route of its room, and of its thread if it is in one. An answer"
             " is resolved: where does it go? One second here is a quarter of an hour there."
@@ -169,7 +169,7 @@ class _Show:
     async def _thread_without_a_route(self) -> None:
         await self._router.set(_HELP_ROOM, _route(_HELP_ROOM))
         thread = _HELP_ROOM._replace(thread_id="ticket-7")
-        self._tell(
+        self._print(
             "A thread falls back to its room",
             "The bot has something to say in a thread in which nobody has written yet. It goes to"
             " the room, which lives in the same partition; and the next answer finds it at once.",
@@ -188,10 +188,10 @@ class _Show:
             if self._router.route_partition(key := _room("matrix", number)) != index
         )
         await self._router.set(elsewhere, _route(elsewhere))
-        self._tell(
+        self._print(
             f"A bug crashes partition {index}",
-            f"It loses its {lost} routes, and nobody else notices. Until it is back, resolves of"
-            " its rooms take the fallback that they bring, and new messages wait.",
+            f"It loses its {lost} routes; the others are unaffected. Until it is back, resolves"
+            " of its rooms take the fallback of the caller, and new messages wait.",
             await self._resolve(_HELP_ROOM, _OWNER),
             await self._resolve(elsewhere, _OWNER),
         )
@@ -199,14 +199,14 @@ class _Show:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PartitionRestarted):
             self.partition_is_back.set()
-            self._tell(
+            self._print(
                 f"Partition {event.partition} is back by itself",
                 f"It is empty. The {self._waiting} messages that waited for it set their routes"
                 " now; every other room is known again with its next message.",
             )
 
     async def _silent_room_again(self) -> None:
-        self._tell(
+        self._print(
             "Routes expire",
             "A Telegram room has been silent for more than half an hour. Its route is stale: the"
             " answer takes the fallback, the bot's owner, and that is remembered.",
@@ -218,19 +218,19 @@ class _Show:
         before = self._router.stats().total
         await self._router.set_many({room: _route(room) for room in rooms})
         after = self._router.stats().total
-        self._tell(
+        self._print(
             "Memory is bounded",
-            f"Somebody opens {len(rooms):,} rooms. {after.evicted - before.evicted:,} routes made"
-            f" room for others, those first that were not used for longest; {after.entries:,} of"
+            f"Somebody opens {len(rooms):,} rooms. {after.evicted - before.evicted:,} routes are"
+            f" evicted, the least recently used first; {after.entries:,} of"
             f" at most {after.capacity:,} are held.",
         )
 
     async def _resolve(self, key: SessionKey, *fallbacks: Route, times: int = 1) -> Text:
-        """Resolve for the viewer to see."""
+        """Resolve, and describe the result."""
         answers = [_in_words(await self._router.resolve(key, fallbacks)) for _ in range(times)]
         return Text("\n  ".join((f"resolve {key}", *answers)), style="green")
 
-    def _tell(self, title: str, text: str, *details: Text) -> None:
+    def _print(self, title: str, text: str, *details: Text) -> None:
         minutes, seconds = divmod(self._clock() // 1_000, 60)
         time = f"{minutes:02}:{seconds:02}  "
         self._console.print(Text.assemble((time, "dim"), (title, "bold cyan")))
@@ -240,9 +240,9 @@ class _Show:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def sum_up(self) -> RouterStats:
+    def report(self) -> RouterStats:
         stats = self._router.stats()
-        self._tell("That was it", f"{self.messages:,} messages, and what the router counted:")
+        self._print("That was it", f"{self.messages:,} messages, and what the router counted:")
         self._console.print(_table(stats))
         self._console.print()
         self._console.print("Now with your own chats:  trunkline replay --help", style="bold")
@@ -271,9 +271,9 @@ _COUNTS = {
     "thread_fallbacks": "room's route found",
     "provided_fallbacks": "caller's route taken",
     "misses": "no route found",
-    "stale": "expired route met",
-    "evicted": "made room for others",
-    "pruned": "expired, swept out",
+    "stale": "expired route found",
+    "evicted": "least recently used, removed",
+    "pruned": "expired, removed",
     "restarts": "after a crash",
 }
 

@@ -1,1 +1,1 @@
-"""The commands: what each takes, what it does, and how it tells of it."""
+"""The commands: their arguments, what they do, and how they report it."""

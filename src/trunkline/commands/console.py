@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO, TypeVar
@@ -25,7 +25,7 @@ __all__ = (
     "OK",
     "USAGE",
     "StandardOutput",
-    "add_namespace",
+    "add_command",
     "discard_output",
     "interruptible_reads",
     "print_error",
@@ -64,9 +64,25 @@ def replace_unencodable(stream: TextIO) -> None:
         stream.reconfigure(errors="replace")
 
 
-def add_namespace(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add the option `--namespace`."""
-    parser.add_argument("--namespace", metavar="NAME", help=text)
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    text: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a subcommand: a function that returns an exit status, and what its help shows."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def discard_output() -> None:

@@ -16,7 +16,7 @@ from trunkline.commands.console import (
     OK,
     USAGE,
     StandardOutput,
-    add_namespace,
+    add_command,
     print_error,
 )
 from trunkline.commands.rendering import counted, sections
@@ -24,10 +24,10 @@ from trunkline.commands.rendering import counted, sections
 __all__ = ("add_copy",)
 
 _TEXT = """\
-Copy all that a database holds to another: persistence, fsm and signal. Rows are
-copied as they are: encrypted values stay encrypted with the same key, versions
-and the instants at which conversations end stay the same. At the end both sides
-are counted.
+Copy all that a database holds to another: persistence, fsm and signal, in all
+namespaces. Rows are copied as they are: encrypted values stay encrypted with
+the same key, versions and the times at which conversations expire are kept.
+At the end the rows of both databases are counted.
 
 A SQL database is copied as it is when the copy begins. What a bot stores after
 that is not copied: stop it before, or let it write to TO from then on.
@@ -46,12 +46,13 @@ exit status:
 
 
 def add_copy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "copy",
-        help="copy a database to another",
-        description=_TEXT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _copy,
+        summary="copy a database to another",
+        text=_TEXT,
+        examples=_EXAMPLES,
     )
     for name in ("FROM", "TO"):
         parser.add_argument(
@@ -63,23 +64,21 @@ def add_copy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--only",
         metavar="STORE",
         action="append",
-        choices=("persistence", "fsm", "signal"),
         default=[],
-        help="copy this store; may be given again (default: all that are there)",
+        help="copy persistence, fsm or signal; may be repeated (default: all)",
     )
-    add_namespace(parser, "copy this one (default: all that are there)")
+    parser.add_argument("--namespace", metavar="NAME", help="copy this namespace (default: all)")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--resume",
         action="store_true",
-        help="continue a copy that was interrupted: keep the rows that TO has already",
+        help="continue a copy that was interrupted: keep the rows that TO has",
     )
     choice.add_argument(
         "--force",
         action="store_true",
-        help="TO is not empty: delete first what these stores hold there",
+        help="if TO is not empty, first delete what these stores hold there",
     )
-    parser.set_defaults(run=_copy)
 
 
 def _copy(arguments: argparse.Namespace) -> int:

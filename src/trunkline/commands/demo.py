@@ -7,7 +7,7 @@ import logging
 
 import anyio
 
-from trunkline.commands.console import OK, StandardOutput, terse_log
+from trunkline.commands.console import OK, StandardOutput, add_command, terse_log
 from trunkline.demo import demo
 
 __all__ = ("add_demo",)
@@ -26,17 +26,17 @@ examples:
 
 
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+    add_command(
+        commands,
         "demo",
-        help="see in a few seconds what a router does",
-        description=_TEXT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _demo,
+        summary="see in a few seconds what a router does",
+        text=_TEXT,
+        examples=_EXAMPLES,
     )
-    parser.set_defaults(run=_demo)
 
 
 def _demo(_arguments: argparse.Namespace) -> int:
-    with terse_log(logging.CRITICAL):  # It tells of its crash itself.
+    with terse_log(logging.CRITICAL):  # It reports its crash itself.
         anyio.run(demo, StandardOutput())
     return OK

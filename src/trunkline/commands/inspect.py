@@ -18,16 +18,16 @@ from trunkline.admin import (
     NewestMessage,
     inspect_database,
 )
-from trunkline.commands.console import OK, StandardOutput, add_namespace
+from trunkline.commands.console import OK, StandardOutput, add_command
 from trunkline.commands.rendering import counted, facts, json_line, note, printable, sections
 
 __all__ = ("add_inspect",)
 
 _TEXT = """\
-See what a database holds, namespace by namespace: how many rooms, messages and
-so on, the newest messages, the conversations of each bot by flow and state, and
-how many keys each family has. Values of signal and credentials of bridges are never shown.
-Nothing is created, migrated or changed, so that it is safe beside a bot.
+See what a database holds in each namespace: how many rooms, messages and so on,
+the newest messages, the conversations of each bot by flow and state, and how
+many keys each family has. Values of signal and credentials of bridges are never
+shown. Nothing is created, migrated or changed, so that it is safe beside a bot.
 """
 
 _EXAMPLES = """\
@@ -46,12 +46,13 @@ _MOST_STEPS = 30
 
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
-        help="see what a database holds",
-        description=_TEXT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _inspect,
+        summary="see what a database holds",
+        text=_TEXT,
+        examples=_EXAMPLES,
     )
     parser.add_argument(
         "url", metavar="URL", help="sqlite:///bot.db, postgresql://..., valkey://..."
@@ -61,13 +62,12 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="N",
         type=_count,
         default=5,
-        help="how many of the newest messages of each namespace to show (default: %(default)s)",
+        help="how many of the newest messages to show (default: %(default)s)",
     )
-    add_namespace(parser, "look into this one (default: into all)")
+    parser.add_argument("--namespace", metavar="NAME", help="show this namespace (default: all)")
     parser.add_argument(
         "--json", action="store_true", help="print it as one line of JSON, and only that"
     )
-    parser.set_defaults(run=_inspect)
 
 
 def _count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What reports are made of, and numbers as people read them."""
+"""Parts of reports, and numbers in the form in which people read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = (
 
 
 def sections(*sections: tuple[str, RenderableType]) -> Group:
-    """Titles, and what stands below each."""
+    """Titles, each with its section below it."""
     lines: list[RenderableType] = []
     for title, section in sections:
         lines += [Text(title, style="bold cyan"), Padding(section, (0, 0, 0, 2)), ""]
@@ -32,7 +32,7 @@ def sections(*sections: tuple[str, RenderableType]) -> Group:
 
 
 def facts(*, count: bool = False) -> Table:
-    """A table without lines: a name, what there is to say of it, and a remark."""
+    """A table without lines: a name, its value, and a remark."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right" if count else "left")
@@ -45,7 +45,7 @@ def note(text: str) -> Text:
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with what a terminal could take for a command escaped."""
+    """`text` on one line, with the characters escaped that a terminal could run as commands."""
     return text if text.isprintable() else "".join(map(_printable, text))
 
 
@@ -60,7 +60,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def json_line(value: object) -> str:
-    """`value` as one line of JSON, with the control characters escaped that JSON allows."""
+    """`value` as one line of JSON, which has no control characters."""
     text = msgspec.json.encode(value).decode()
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -89,7 +89,7 @@ def duration(ms: int) -> str:
 
 
 def round_up(ms: int) -> int:
-    """To the whole second, minute, hour or day, whichever adds less than a tenth."""
+    """Round up to a whole second, minute, hour or day, which adds less than a tenth."""
     unit_ms = next((length for _, length in _UNITS[1:] if length * 10 <= ms), 1)
     return -(-ms // unit_ms) * unit_ms
 

@@ -11,11 +11,13 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from trunkline.admin import DEFAULT_NAMESPACE
 from trunkline.commands.console import (
     NOTHING_USABLE,
     OK,
     USAGE,
     StandardOutput,
+    add_command,
     interruptible_reads,
     print_error,
 )
@@ -32,12 +34,12 @@ _TEXT = """\
 Play the messages of a chat log to a router and measure, to learn which TTL and
 capacity a bot needs. A message sets the route of its room, and of its thread
 if it is in one, and the reply to it is resolved. Since that always finds a
-route, a late answer is resolved as well, just before the message is heard: does
-what the conversation's previous message has set still stand? Time is the log's
-own, so that TTL and pruning mean what they mean in production.
+route, a late answer is resolved as well, just before the message comes in: is
+the route still there that the conversation's previous message has set? The
+clock is that of the log, so that TTL and pruning work as in production.
 
 With --store the log is also saved, as the bot would have saved it: rooms,
-participants, threads and messages. Saving it again doubles nothing.
+participants, threads and messages. Saving it again adds nothing.
 """
 
 _EXAMPLES = """\
@@ -45,7 +47,7 @@ a line of the log is one JSON object:
   {"ts": "2024-05-01T12:00:00Z", "channel": "irc", "bridge_id": "libera",
    "room_id": "#python", "thread_id": null, "user_id": "ada", "text": "hello"}
   ts is ISO 8601 or a number of seconds; thread_id may be left out; user_id and
-  text are looked at with --store, other keys never. A file may be gzipped.
+  text are read with --store, other keys never. A file may be gzipped.
 
 examples:
   trunkline replay chat.jsonl.gz
@@ -61,12 +63,13 @@ exit status:
 
 
 def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "replay",
-        help="measure how a router does on a chat log",
-        description=_TEXT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _replay,
+        summary="measure how a router does on a chat log",
+        text=_TEXT,
+        examples=_EXAMPLES,
     )
     defaults = RouterConfig()
     parser.add_argument(
@@ -92,9 +95,14 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="also save the log in this database: sqlite:///bot.db, postgresql://...",
     )
     parser.add_argument(
+        "--namespace",
+        metavar="NAME",
+        default=DEFAULT_NAMESPACE,
+        help="with --store: save it in this namespace (default: %(default)s)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the report as one line of JSON, and only that"
     )
-    parser.set_defaults(run=_replay)
 
 
 def _positive(text: str) -> int:
@@ -119,9 +127,13 @@ def _replay(arguments: argparse.Namespace) -> int:
         prune_interval_ms=arguments.prune_interval_ms,
     )
     problems = _Problems(Console(stderr=True))
-    log = ChatLog(*arguments.files, contents=arguments.store is not None, on_problem=problems.tell)
-    report, stored = _replay_with_progress(log, config, arguments.store, problems)
-    problems.tell_rest()
+    log = ChatLog(
+        *arguments.files, contents=arguments.store is not None, on_problem=problems.report
+    )
+    report, stored = _replay_with_progress(
+        log, config, arguments.store, arguments.namespace, problems
+    )
+    problems.report_rest()
     if not report.messages:
         if log.broken_lines:
             print_error(f"nothing to replay: none of {log.broken_lines:,} lines is a message")
@@ -136,7 +148,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _why_unreadable(file: str) -> str | None:
-    """Found out before the replay, so that a typing error does not cost the time of one."""
+    """Checked before the replay, so that a typing error does not cost the time of one."""
     if file == "-":
         return None
     try:
@@ -151,29 +163,29 @@ def _why_unreadable(file: str) -> str | None:
 
 
 class _Problems:
-    """Tells of the first problems of a log and counts the rest."""
+    """Prints the first problems of a log and counts the rest."""
 
     def __init__(self, console: Console, limit: int = 10) -> None:
         self.console = console
         self._remaining = limit
-        self._untold = 0
+        self._more = 0
 
-    def tell(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
         if not self._remaining:
-            self._untold += 1
+            self._more += 1
             return
         self._remaining -= 1
         print_error(problem, self.console)
 
-    def tell_rest(self) -> None:
-        if self._untold:
-            print_error(f"{self._untold:,} more such problems", self.console)
+    def report_rest(self) -> None:
+        if self._more:
+            print_error(f"{self._more:,} more such problems", self.console)
 
 
 def _replay_with_progress(
-    log: ChatLog, config: RouterConfig, store_url: str | None, problems: _Problems
+    log: ChatLog, config: RouterConfig, store_url: str | None, namespace: str, problems: _Problems
 ) -> tuple[ReplayReport, Stored | None]:
-    store = None if store_url is None else PersistenceStore(store_url)
+    store = None if store_url is None else PersistenceStore(store_url, namespace=namespace)
     progress = Progress(
         TextColumn("replaying" if store is None else "replaying and saving"),
         BarColumn(),
@@ -194,7 +206,7 @@ def _replay_with_progress(
             with interruptible_reads(log) as messages:
                 if store is None:
                     return await replay(messages, config, on_progress=on_progress), None
-                async with store, History(store, on_problem=problems.tell) as history:
+                async with store, History(store, on_problem=problems.report) as history:
                     report = await replay(
                         messages, config, on_progress=on_progress, on_message=history.save
                     )

@@ -1,4 +1,4 @@
-"""How the report of a replay looks."""
+"""The report of a replay, for people."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def _tables_section(report: ReplayReport) -> RenderableType:
     table = facts(count=True)
     table.add_row("sets", f"{report.sets:,}", "a message in a thread sets its room's route too")
     table.add_row("peak entries", f"{report.peak_entries:,}", "most held at one time")
-    table.add_row("evicted", f"{report.evicted:,}", "made room for others")
+    table.add_row("evicted", f"{report.evicted:,}", "the least recently used, to make room")
     table.add_row("pruned", f"{report.pruned:,}", "expired, and removed by a prune")
-    table.add_row("stale", f"{report.stale:,}", "expired, and met by a resolve before the prune")
+    table.add_row("stale", f"{report.stale:,}", "expired, and found by a resolve before the prune")
     return table
 
 

@@ -1,4 +1,4 @@
-"""The rooms and threads of a log, and which of them routers would remember."""
+"""The rooms and threads of a log, and how many routes of them partitions would hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from trunkline.routing import Route, RouterConfig, SessionKey
 
-__all__ = ("Conversation", "Remembered")
+__all__ = ("Conversation", "UnlimitedTables")
 
 
 class Conversation:
@@ -31,11 +31,11 @@ class Conversation:
         )
 
 
-class Remembered:
-    """What partitions without a capacity would hold: the conversations, last set last."""
+class UnlimitedTables:
+    """The routes that partitions of unlimited capacity would hold, in the order of their sets."""
 
     def __init__(self, config: RouterConfig) -> None:
-        #: Most that each partition would have held.
+        #: The highest number of routes in each partition so far.
         self.peaks = [0] * config.partition_count
         self._counts = [0] * config.partition_count
         self._lifetime_ms = config.ttl_ms + config.stale_retention_ms
@@ -51,8 +51,8 @@ class Remembered:
         self._counts[index] += 1
         self.peaks[index] = max(self.peaks[index], self._counts[index])
 
-    def forget_expired(self, now_ms: int) -> bool:
-        """Prune; whether there was anything to prune."""
+    def prune(self, now_ms: int) -> bool:
+        """Prune, and return whether anything has expired."""
         set_before_ms = now_ms - self._lifetime_ms
         pruned = False
         while self._by_age:

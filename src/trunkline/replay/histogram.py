@@ -1,4 +1,4 @@
-"""Quantiles of any number of numbers in little memory."""
+"""Quantiles of a stream of numbers in constant memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Histogram:
         self._largest = 0
 
     def add(self, number: int) -> None:
-        # A bucket is a number's seven bits after its first; up to 255 each has its own.
+        # A bucket is chosen by the eight highest bits; numbers up to 255 have one each.
         shift = max(number.bit_length() - 8, 0)
         self._buckets[(shift << 7) + (number >> shift)] += 1
         self._count += 1
@@ -24,7 +24,7 @@ class Histogram:
             self._largest = number
 
     def quantile(self, part: float) -> int | None:
-        """A number that `part` of all are not above; `None` if there are none."""
+        """The number that `part` of all numbers do not exceed; `None` without numbers."""
         remaining = math.ceil(part * self._count)
         for index, count in enumerate(self._buckets):
             remaining -= count

@@ -1,4 +1,4 @@
-"""Saves the messages of a log into a persistence store, as a bot would have done."""
+"""Saves the messages of a log in a persistence store, as a bot would have done."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ("History", "Stored")
 
 T = TypeVar("T")
 
-#: Calls that are under way at once: the store commits them together.
+#: Concurrent calls: the store commits them together.
 _IN_FLIGHT = 256
 
-#: Messages that are saved in one go.
+#: Messages that are saved together.
 _TOGETHER = 4_096
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,10 +60,10 @@ class _Waiting(NamedTuple):
 
 
 class History(AsyncContextManagerMixin):
-    """The messages of a log on their way into a store.
+    """Saves the messages of a log in a store.
 
     A message's id is made of what was said, where, when and by whom: the same log saved again
-    doubles nothing, in whatever files it comes. Messages of one instant in one room are told apart
+    adds nothing, whatever files it comes in. Messages of one instant in one room are told apart
     by microseconds, so that the store returns them in the order of the log.
 
     Use it as an async context manager: the last messages are saved on leaving.
@@ -172,7 +172,7 @@ class History(AsyncContextManagerMixin):
 
 
 class _Instant:
-    """Numbers things of one instant from 0."""
+    """Numbers the equal things of one instant, from 0."""
 
     def __init__(self) -> None:
         self._at_ms: int | None = None
@@ -190,7 +190,7 @@ class _Instant:
 
 
 async def _at_once(function: Callable[[T], Awaitable[None]], items: Collection[T]) -> None:
-    """Call `function` on each item, in this order, many at once; raise the first that is raised."""
+    """Call `function` on each item, in this order, many at once; raise the first error."""
     errors: list[TrunklineError] = []
     remaining = iter(items)
 

@@ -1,4 +1,4 @@
-"""Chat messages out of files of JSON lines."""
+"""Reads chat messages from files of JSON lines."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = ("ChatLog", "ChatMessage")
 
 
 class ChatMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message; routing is concerned with when and where."""
+    """A message, with the fields that routing and saving need."""
 
     #: When it was written, as Unix time in milliseconds.
     at_ms: int
     #: Where it was written.
     session_key: SessionKey
-    #: Who wrote it, if the log says so and was asked for it.
+    #: Who wrote it; read only with `contents`, and optional in a log.
     user_id: str | int | None = None
     #: What was written, likewise.
     text: str | None = None
 
 
 class ChatLog:
-    """Chat messages out of files of JSON lines, plain or gzipped, read one at a time.
+    """The chat messages of files of JSON lines, plain or gzipped, read one at a time.
 
     A line is an object with `ts`, `channel`, `bridge_id`, `room_id` and, in a thread, `thread_id`;
-    with `contents` also `user_id` and `text`, which may be left out. What it has beyond these is
-    not looked at. `ts` is ISO 8601 (UTC if it has no offset) or a number of seconds since 1970.
-    Empty lines are passed over.
+    with `contents` also `user_id` and `text`, which may be left out. Other keys are ignored. `ts`
+    is ISO 8601 (UTC if it has no offset) or a number of seconds since 1970. Empty lines are
+    skipped.
 
     Files are read in the order given, which should be that of time. A log can be read again; its
     counts are those of the latest reading.
@@ -47,11 +47,11 @@ class ChatLog:
     Args:
         sources: paths; `-` is standard input.
         contents: whether to read who wrote what.
-        on_problem: told of each broken line and each file that cannot be read (to its end), in
-            one line of plain text. Both are passed over.
+        on_problem: called for each broken line and each file that cannot be read (to its end),
+            with one line of plain text. Both are skipped.
     """
 
-    #: Lines that are no message.
+    #: Lines that are not a message.
     broken_lines: int
     #: Files that could not be read, or not to their end.
     unreadable_files: int
@@ -75,7 +75,7 @@ class ChatLog:
 
     @property
     def bytes_read(self) -> int:
-        """How much of `size` has been read. Meaningless if that is `None`."""
+        """How many bytes of `size` have been read. Meaningless if that is `None`."""
         return self._closed_bytes + (self._file.tell() if self._file is not None else 0)
 
     def __iter__(self) -> Iterator[ChatMessage]:
@@ -165,8 +165,8 @@ def _standard_input() -> BufferedReader:
 
 
 def _decompressed(name: str, file: BufferedReader) -> BinaryIO:
-    """`file`, unzipped if it is gzipped, whatever its name; a pipe has none."""
-    start = file.read(2)  # waits for both; a peek at a pipe may show one
+    """`file`, unzipped if its content is gzipped, whatever its name."""
+    start = file.read(2)  # waits for both, unlike a peek at a pipe
     stream: Any = BufferedReader(_Rejoined(start, file), _BUFFER_BYTES)
     if start == b"\x1f\x8b":
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
@@ -218,7 +218,7 @@ _decode_contents = msgspec.json.Decoder(_Contents).decode
 
 
 def _require_utf8(line: bytes) -> None:
-    """Look also where the JSON decoder does not: into the fields that it skips."""
+    """Check the fields as well that the JSON decoder skips."""
     try:
         line.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Plays messages to a router on their own clock, and measures."""
+"""Plays messages to a router by their own clock, and measures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from trunkline.errors import NoRoute
-from trunkline.replay.conversations import Conversation, Remembered
+from trunkline.replay.conversations import Conversation, UnlimitedTables
 from trunkline.replay.histogram import Histogram
 from trunkline.replay.log import ChatMessage
 from trunkline.replay.report import (
@@ -36,26 +36,26 @@ async def replay(
 
     Each message does what a bot does with it: it sets the route of its room, and of its thread
     where it has one, and the reply to it is resolved. Since that reply can only hit, a late answer
-    is resolved just before: see `LateAnswers`. It hardly disturbs what is measured, because the
-    message sets the same routes again; only in a full partition may its use of a route save that
-    route, for this moment, from making room.
+    is resolved just before: see `LateAnswers`. It hardly changes what is measured, because the
+    message sets the same routes again; only in a full partition may its use of a route delay the
+    eviction of that route.
 
-    Time is the log's: it stands still between two messages, and prunes come when they would have
-    come in production. Those between two messages are done as one, with the same result, and left
-    out if there is nothing to prune. No call times out.
+    The clock is that of the log: it stands still between two messages, and prunes run when they
+    would have run in production. Those between two messages are run as one, with the same result,
+    and skipped if nothing has expired. No call times out.
 
-    Memory is bounded by the conversations of the log: which one was there before is remembered,
-    to tell an expired route from one that never was.
+    Memory grows with the conversations of the log: those that came before are kept, to tell an
+    expired route from one that was never set.
 
     Args:
         messages: a `ChatLog`, or any other, in the order of time.
         config: the router's settings.
-        on_progress: told every thousand messages how many were replayed.
+        on_progress: called every thousand messages with how many were replayed.
         on_message: awaited with each message before it is replayed, such as `History.save`. How
             long that takes is not measured.
 
     Raises:
-        InvalidSessionKey: a message has none. (`ChatLog` gives no such message.)
+        InvalidSessionKey: a message has none. (`ChatLog` has no such message.)
     """
     clock = _LogClock()
     settings = msgspec.structs.asdict(config) | {"call_timeout_ms": _NEVER_MS}
@@ -71,7 +71,7 @@ _NEVER_MS = 365 * 86_400_000
 
 
 class _LogClock:
-    """The time of the latest message. Who sleeps on it never wakes: the replay prunes by itself."""
+    """The time of the latest message. A sleep never ends: the replay itself calls `prune`."""
 
     def __init__(self) -> None:
         self.now_ms = 0
@@ -89,12 +89,12 @@ class _Run:
     def __init__(self, router: SessionRouter, clock: _LogClock) -> None:
         self._router = router
         self._clock = clock
-        #: What `on_message` took.
+        #: Time spent in `on_message`.
         self.away_seconds = 0.0
         partitions = [router.partition(index) for index in range(router.partition_count)]
         self._partitions = [ref for ref in partitions if ref is not None]
         self._conversations: dict[SessionKey, Conversation] = {}
-        self._remembered = Remembered(router.config)
+        self._unlimited = UnlimitedTables(router.config)
         self._next_prune_ms = 0
         self._messages = 0
         self._first_ms = 0
@@ -126,7 +126,7 @@ class _Run:
                 await self._move_to(message.at_ms)
             conversation = self._conversations.get(message.session_key)
             if conversation is None:
-                conversation = self._meet(message.session_key)
+                conversation = self._add(message.session_key)
             await self._answer_late(conversation)
             await self._set(conversation.room)
             if conversation.room is not conversation:
@@ -138,7 +138,7 @@ class _Run:
                 on_progress(self._messages)
 
     async def _move_to(self, at_ms: int) -> None:
-        """Let the time of the log go by, and do the prune that comes last in it."""
+        """Advance the clock, and run the last prune that was due meanwhile."""
         clock, interval_ms = self._clock, self._router.config.prune_interval_ms
         if not self._messages:
             self._first_ms = clock.now_ms = at_ms
@@ -149,16 +149,16 @@ class _Run:
         if at_ms >= self._next_prune_ms:
             clock.now_ms = at_ms - (at_ms - self._next_prune_ms) % interval_ms
             self._next_prune_ms = clock.now_ms + interval_ms
-            if self._remembered.forget_expired(clock.now_ms):
+            if self._unlimited.prune(clock.now_ms):
                 await self._router.prune()
                 for index in range(len(self._partitions)):
                     self._count_entries(index)
         clock.now_ms = at_ms
 
-    def _meet(self, key: SessionKey) -> Conversation:
+    def _add(self, key: SessionKey) -> Conversation:
         room = None
         if key.thread_id is not None:
-            room = self._conversations.get(key.room_scope) or self._meet(key.room_scope)
+            room = self._conversations.get(key.room_scope) or self._add(key.room_scope)
         conversation = Conversation(key, self._router.route_partition(key), room)
         self._conversations[key] = conversation
         return conversation
@@ -193,7 +193,7 @@ class _Run:
 
     async def _set(self, conversation: Conversation) -> None:
         await self._router.set(conversation.key, conversation.route)
-        self._remembered.set(conversation, self._clock.now_ms)
+        self._unlimited.set(conversation, self._clock.now_ms)
 
     def _count_entries(self, index: int) -> None:
         entries = self._partitions[index].peek(len, 0)
@@ -251,7 +251,7 @@ class _Run:
                 PartitionReport(
                     entries=partition.entries,
                     peak_entries=self._partition_peaks[index],
-                    needed_entries=self._remembered.peaks[index],
+                    needed_entries=self._unlimited.peaks[index],
                     evicted=partition.evicted,
                 )
                 for index, partition in enumerate(stats.partitions)
@@ -260,7 +260,7 @@ class _Run:
 
 
 def _ttl_beyond(away_ms: int | None) -> int:
-    """The TTL that outlasts an absence; 0 if there was none."""
+    """The shortest TTL longer than an absence; 0 without one."""
     return 0 if away_ms is None else away_ms + 1
 
 

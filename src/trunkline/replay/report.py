@@ -1,4 +1,4 @@
-"""What a replay found out."""
+"""The results of a replay."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
     hits: int = 0
     #: No route of the thread, but that of its room.
     thread_fallbacks: int = 0
-    #: Nothing.
+    #: No route.
     misses: int = 0
 
 
 class LateAnswers(Outcomes, frozen=True, kw_only=True):
-    """What an answer found that left just before the next message of its conversation came.
+    """What an answer found that was sent just before the next message of its conversation.
 
     This is the hardest moment for a router: the answer to the previous message, as late as it can
-    be, or a message that the bot sends of its own accord. `hits`, `new`, `expired` and `evicted`
+    be, or a message that the bot sends by itself. `hits`, `new`, `expired` and `evicted`
     add up to the messages of the log.
     """
 
     #: No own route because there never was one: it was the conversation's first message.
     new: int = 0
-    #: No own route because its time was over. A longer TTL would have kept it.
+    #: No own route because it had expired. A longer TTL would have kept it.
     expired: int = 0
-    #: No own route because it made room for others. A larger capacity would have kept it.
+    #: No own route because it was evicted. A larger capacity would have kept it.
     evicted: int = 0
 
     @property
     def kept(self) -> float:
-        """The part of conversations that came back and whose route was still there: 0.0 to 1.0."""
+        """Of the conversations that came back, the part whose route was still there: 0.0 to 1.0."""
         came_back = self.hits + self.expired + self.evicted
         return self.hits / came_back if came_back else 1.0
 
@@ -88,7 +88,7 @@ class PartitionReport(msgspec.Struct, frozen=True, kw_only=True):
     peak_entries: int
     #: The capacity with which it would have evicted nothing, at this TTL.
     needed_entries: int
-    #: Entries that made room for others.
+    #: Entries that were evicted.
     evicted: int
 
 
@@ -125,11 +125,11 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     thread_fallbacks: int
     #: Resolves that found nothing.
     misses: int
-    #: Expired entries that a resolve met.
+    #: Expired entries that a resolve found.
     stale: int
     #: Routes set.
     sets: int
-    #: Entries that made room for others.
+    #: Entries that were evicted.
     evicted: int
     #: Expired entries that a prune removed.
     pruned: int
