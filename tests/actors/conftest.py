@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from trio.testing import MockClock
 
 from tests.conftest import BACKENDS, UVLOOP
-from trunkline.actors import Actor, ActorRef, RestartPolicy
+from trunkline.actors import NOT_LOCAL, Actor, ActorRef, RestartPolicy
 from trunkline.errors import TrunklineError
 
 #: trio on a clock that jumps to the next deadline whenever every task waits, so that a test can
@@ -103,5 +103,5 @@ async def turns(count: int) -> None:
 
 def use_up_local_turns(ref: ActorRef) -> None:
     """Make the next call take the mailbox."""
-    while ref.claim() is not None:
+    while ref.call_local(lambda _: None) is not NOT_LOCAL:
         pass

@@ -113,39 +113,46 @@ async def test_nothing_is_left_running_after_a_stop():
 @on_asyncio
 async def test_a_second_start_changes_nothing():
     shop = Shop()
-    assert await shop.start() is shop
-    assert await shop.start() is shop
+    for _ in range(2):
+        assert await shop.start() is shop
     assert shop.diary == ["entering", "open"]
     await shop.stop()
     assert shop.diary == ["entering", "open", "left"]
 
 
 @on_asyncio
-async def test_a_start_during_a_start_waits_for_it():
+async def test_a_start_during_a_start_waits_until_the_service_is_entered():
     gate = Gate()
     shop = Shop(entering=gate.pass_through)
+    started = []
+
+    async def start():
+        started.append(await shop.start())
+
     async with anyio.create_task_group() as task_group:
-        task_group.start_soon(shop.start)
+        for _ in range(3):
+            task_group.start_soon(start)
         await gate.reached.wait()
-        task_group.start_soon(shop.start)
-        await anyio.wait_all_tasks_blocked()
-        assert "open" not in shop.diary
+        await turns(5)
+        assert started == []
         gate.opened.set()
-    assert shop.diary.count("entering") == 1
+    assert started == [shop] * 3
     await shop.stop()
+    assert shop.diary == ["entering", "open", "left"]
 
 
 @on_asyncio
-async def test_a_start_during_a_start_that_is_cancelled_starts_by_itself():
+async def test_a_start_during_a_start_that_is_cancelled_starts_the_service():
     gate = Gate()
     shop = Shop(entering=gate.pass_through)
-    first = asyncio.create_task(shop.start())
-    await gate.reached.wait()
-    second = asyncio.create_task(shop.start())
-    await anyio.wait_all_tasks_blocked()
-    first.cancel()
-    gate.opened.set()
-    assert await second is shop
+    async with anyio.create_task_group() as task_group:
+        cancelled = asyncio.create_task(shop.start())
+        await gate.reached.wait()
+        task_group.start_soon(shop.start)
+        await turns(5)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        gate.opened.set()
     assert shop.diary == ["entering", "entering", "open"]
     await shop.stop()
 
@@ -253,10 +260,26 @@ async def test_a_supervisor_that_gave_up_between_start_and_stop_says_so_at_stop(
     counter = await supervisor.spawn(Counter)
     with pytest.raises(ActorCrashed):
         await counter.call(Counter.fail, Bug("boom"))
-    with pytest.raises(ActorStopped, match="gave up"):
-        await counter.call(Counter.add)
+    for _ in range(3):
+        with pytest.raises(RestartIntensityExceeded, match="gave up"):
+            await counter.call(Counter.add)
     with pytest.raises(RestartIntensityExceeded, match="boom"):
         await supervisor.stop()
+
+
+@on_asyncio
+async def test_a_supervisor_that_gave_up_is_started_again_without_a_stop():
+    supervisor = Supervisor(policy=RestartPolicy(max_restarts=0))
+    await supervisor.start()
+    counter = await supervisor.spawn(Counter)
+    with pytest.raises(ActorCrashed):
+        await counter.call(Counter.fail, Bug("boom"))
+    with pytest.raises(RestartIntensityExceeded):
+        await counter.call(Counter.add)
+    await supervisor.start()
+    counter = await supervisor.spawn(Counter)
+    assert await counter.call(Counter.add) == 1
+    await supervisor.stop()
 
 
 @on_asyncio
@@ -303,13 +326,72 @@ async def test_a_stop_that_is_cancelled_goes_on_in_the_background():
         task_group.start_soon(shop.stop)
         await gate.reached.wait()
         task_group.cancel_scope.cancel()
-    with pytest.raises(RuntimeError, match="this Shop is being stopped"):
-        await shop.start()
     gate.opened.set()
     await shop.stop()
     await shop.start()
     await shop.stop()
     assert shop.diary == ["entering", "open", "left"] * 2
+
+
+@on_asyncio
+async def test_a_start_after_a_stop_that_was_cancelled_starts_again_once_the_service_was_left():
+    gate = Gate()
+    shop = Shop(leaving=gate.pass_through)
+    await shop.start()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(shop.stop)
+        await gate.reached.wait()
+        task_group.cancel_scope.cancel()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(shop.start)
+        await turns(5)
+        assert shop.diary.count("entering") == 1
+        gate.opened.set()
+    assert shop.diary == ["entering", "open", "left", "entering", "open"]
+    await shop.stop()
+
+
+@pytest.mark.parametrize("again", ["stop", "start"])
+def test_a_service_is_stopped_once_its_event_loop_has_cancelled_all_tasks(again):
+    shop = Shop()
+
+    async def main():
+        await shop.start()
+
+    asyncio.run(main())  # ends without a stop
+    assert shop.diary == ["entering", "open", "left"]
+
+    async def once_more():
+        if again == "start":
+            await shop.start()
+        await shop.stop()
+
+    asyncio.run(once_more())
+    assert shop.diary == ["entering", "open", "left"] * (1 + (again == "start"))
+
+
+async def stop_at_the_end(service):
+    await service.start()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await service.stop()
+
+
+def test_stop_returns_while_the_event_loop_cancels_all_tasks():
+    async def main():
+        shop = Shop()
+        task = asyncio.create_task(stop_at_the_end(shop))
+        await until(lambda: "open" in shop.diary)
+        for other in asyncio.all_tasks() - {asyncio.current_task()}:
+            other.cancel()
+        await asyncio.wait([task])
+        return task, shop
+
+    task, shop = asyncio.run(main())
+    # It ends with its own cancellation.
+    assert task.cancelled()
+    assert shop.diary == ["entering", "open", "left"]
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])

@@ -25,7 +25,7 @@ from tests.actors.conftest import (
 )
 from tests.conftest import BACKENDS, UVLOOP
 from trunkline.actors import NOT_LOCAL, Actor, Supervisor
-from trunkline.actors.cell import Cell, LocalTurns
+from trunkline.actors.cell import Cell
 from trunkline.errors import ActorCrashed, ActorStopped
 
 
@@ -66,7 +66,7 @@ async def test_a_call_of_a_busy_actor_waits_for_its_turn():
             task_group.start_soon(counter.call, Counter.add)
             await turns(5)
             assert counter.mailbox_depth == 1
-            assert counter.claim() is None
+            assert counter.call_local(Counter.add) is NOT_LOCAL
             assert counter.peek(Counter.read, None) == 0
             gate.opened.set()
         assert counter.peek(Counter.read, None) == 1
@@ -126,10 +126,11 @@ async def test_local_turns_and_waiting_callers_exclude_each_other():
             await until(lambda: counter.mailbox_depth == 50)
             gate.opened.set()
             while counter.mailbox_depth:
-                assert counter.local_turns == 0
+                assert counter.call_local(Counter.read) is NOT_LOCAL
                 await checkpoint()
         await counter.call(Counter.add_slowly)
-        await until(lambda: counter.local_turns)  # idle again, and nobody waits
+        # idle again, and nobody waits
+        await until(lambda: counter.call_local(Counter.read) is not NOT_LOCAL)
 
 
 async def test_after_128_local_calls_in_a_row_one_takes_the_mailbox():
@@ -162,7 +163,7 @@ async def test_no_more_than_128_local_calls_are_made_on_one_actor_before_the_eve
                 longest_row = max(longest_row, in_a_row[ref])
             else:
                 in_a_row.clear()
-        assert longest_row == 128
+        assert longest_row == 128 if actors <= 8 else longest_row < 128
         assert sum(ref.local_calls for ref in refs) > 19_500
 
 
@@ -301,36 +302,6 @@ async def test_an_error_of_the_tree_is_the_answer_of_a_local_call():
         with pytest.raises(Refused):
             counter.call_local(Counter.fail, Refused())
         assert counter.is_up
-
-
-async def test_an_actor_that_is_down_is_not_claimed():
-    async with Supervisor(policy=NEVER_BACK, stop_timeout_ms=1) as supervisor:
-        counter = await supervisor.spawn(Counter)
-        with pytest.raises(ActorCrashed):
-            await counter.call(Counter.fail, Bug())
-        assert counter.claim() is None
-
-
-async def test_claim_gives_the_actor_to_run_one_handler_on():
-    async with Supervisor() as supervisor:
-        counter = await supervisor.spawn(Counter)
-        actor = counter.claim()
-        assert actor.add(2) == 2
-        assert await counter.call(Counter.add, 3) == 5
-        assert (counter.local_calls, counter.queued_calls) == (2, 0)
-
-
-async def test_crashed_takes_a_claimed_actor_down_and_says_what_to_raise():
-    async with Supervisor(policy=FORGIVING) as supervisor:
-        counter = await supervisor.spawn(Counter)
-        await counter.call(Counter.add, 2)
-        assert counter.claim() is not None
-        error = counter.crashed(Bug("in place"))
-        assert isinstance(error, ActorCrashed)
-        assert "in place" in str(error)
-        assert not counter.is_up
-        assert await counter.call(Counter.add, 3) == 3
-        assert counter.restarts == 1
 
 
 # -- gauges --------------------------------------------------------------------------------------
@@ -520,7 +491,6 @@ def test_an_event_loop_that_ended_without_a_stop_refuses_calls_from_threads(back
             mailbox_size=1,
             call_timeout_ms=1,
             max_batch=1,
-            local_turns=LocalTurns(),
         )
 
     name, options = backend
@@ -531,4 +501,4 @@ def test_an_event_loop_that_ended_without_a_stop_refuses_calls_from_threads(back
             await in_plain_thread(cell.ref.call_from_thread, Counter.add)
 
     anyio.run(from_another_loop)
-    cell.finish("the test is over")
+    cell.finish(ActorStopped, "the test is over")

@@ -425,7 +425,7 @@ async def test_once_the_supervisor_gave_up_every_call_on_every_actor_fails_at_on
     async def caller(name, ref, *call):
         try:
             outcomes[name] = await ref.call(*call)
-        except ActorStopped as error:
+        except RestartIntensityExceeded as error:
             outcomes[name] = str(error)
 
     policy = RestartPolicy(max_restarts=1, min_backoff_ms=60_000, max_backoff_ms=60_000)
@@ -773,7 +773,7 @@ async def test_a_supervisor_that_gives_up_while_it_stops_says_so():
     async def caller(name, handler, *args):
         try:
             outcomes[name] = await counter.call(handler, *args)
-        except (ActorCrashed, ActorStopped) as error:
+        except (ActorCrashed, RestartIntensityExceeded) as error:
             outcomes[name] = type(error)
 
     async def run(task_group):
@@ -792,7 +792,7 @@ async def test_a_supervisor_that_gives_up_while_it_stops_says_so():
     async with anyio.create_task_group() as task_group:
         with pytest.raises(RestartIntensityExceeded):
             await run(task_group)
-    assert outcomes == {"begun": None, "culprit": ActorCrashed, "behind": ActorStopped}
+    assert outcomes == {"begun": None, "culprit": ActorCrashed, "behind": RestartIntensityExceeded}
 
 
 @pytest.mark.parametrize("anyio_backend", [VIRTUAL_TIME], indirect=True)

@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from types import coroutine
+from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from trunkline.actors.actor import Actor, BatchActor
-from trunkline.actors.mailbox import Call, Crash, Mailbox
+from trunkline.actors.log import safe_repr
+from trunkline.actors.mailbox import Call, Mailbox
 from trunkline.actors.ref import ActorRef, is_async
+from trunkline.actors.turns import LocalTurns
 from trunkline.errors import ActorCrashed, ActorStopped, CallTimeout, TrunklineError
 
-__all__ = ("LOCAL_TURNS", "Cell", "LocalTurns", "shown")
+__all__ = ("Cell",)
 
 A = TypeVar("A", bound=Actor)
 
-#: Calls in a row that may run in their callers' tasks before one has to take the mailbox, and so
-#: lets the event loop run. The number is that of tokio's cooperative budget.
-LOCAL_TURNS = 128
-
 #: How long an incarnation may take to clean up, also when its task was cancelled.
 STOP_SECONDS = 5.0
-
-
-class LocalTurns:
-    """Renews the local turns of one supervisor's actors whenever one of them has used up its own.
-
-    The trip through its mailbox has let the event loop run, and calls before and after that are not
-    in a row. A router's partitions use up their turns together, and so share the cost of one trip.
-    """
-
-    __slots__ = ("_busy",)
-
-    def __init__(self) -> None:
-        # Actors that used up their turns lately. A supervisor may have thousands of others, and a
-        # renewal must stay short.
-        self._busy: deque[Cell[Any]] = deque(maxlen=64)
-
-    def renew_after(self, cell: Cell[Any]) -> None:
-        """Renew them, once the event loop has run because `cell` had no local turn left."""
-        for busy in self._busy:
-            busy.renew_local_turns()
-        if cell not in self._busy:
-            self._busy.append(cell)
 
 
 class Cell(Generic[A]):
@@ -54,16 +35,16 @@ class Cell(Generic[A]):
 
     __slots__ = (
         "_batch",
+        "_borrowed",
         "_call_timeout_ms",
-        "_closed_because",
+        "_closed",
         "_closing",
         "_factory",
-        "_granted_turns",
         "_idle",
-        "_local_turns",
+        "_lent",
         "_mailbox",
         "_max_batch",
-        "_used_up",
+        "_turns",
         "finished",
         "name",
         "queued_calls",
@@ -84,7 +65,6 @@ class Cell(Generic[A]):
         mailbox_size: int,
         call_timeout_ms: int,
         max_batch: int,
-        local_turns: LocalTurns,
     ) -> None:
         self.name = name
         self.ref = ActorRef(self)
@@ -94,12 +74,14 @@ class Cell(Generic[A]):
         self._factory = factory
         self._call_timeout_ms = call_timeout_ms
         self._max_batch = max_batch
-        self._granted_turns = 0
+        # Whether local calls may be made: the actor is up and waits for a call.
         self._idle = False
-        self._local_turns = local_turns
-        # Whether a call has taken the mailbox because no local turn was left.
-        self._used_up = False
-        self._closed_because: str | None = None
+        self._turns = LocalTurns.of_this_event_loop()
+        # Local turns borrowed since they were last renewed, and all that were borrowed and not
+        # given back so far.
+        self._borrowed = self._lent = 0
+        # Makes the error that a call gets once the actor takes no more.
+        self._closed: Callable[[], TrunklineError] | None = None
         self._closing = anyio.Event()
         self._mailbox = Mailbox(mailbox_size, call_timeout_ms)
         # Calls taken out of the mailbox and not yet begun; a crash leaves them to the next
@@ -111,7 +93,7 @@ class Cell(Generic[A]):
     @property
     def local_calls(self) -> int:
         """Calls that ran in their callers' tasks so far."""
-        return self._granted_turns - self.ref.local_turns
+        return self._lent - self.ref.local_turns
 
     @property
     def mailbox_depth(self) -> int:
@@ -129,16 +111,15 @@ class Cell(Generic[A]):
         """Send a call through the mailbox and wait for its reply.
 
         Raises:
-            ActorStopped: the actor will never serve it.
+            ActorStopped, RestartIntensityExceeded: the actor will never serve it.
             CallTimeout: no reply within the timeout.
+            RuntimeError: called in another thread than the actor's.
         """
-        if self._closed_because is not None:
-            # Whoever calls on regardless must not keep the event loop to himself.
-            await checkpoint()
-            self.require_open()
-        if self._idle and not self.ref.local_turns:
-            self._used_up = True
-        self._end_local_turns()
+        if self._closed is not None:
+            await checkpoint()  # a tight loop of refused calls must not block the event loop
+        self.require_open()
+        self.require_thread()
+        self._end_local_calls()
         self.queued_calls += 1
         call = Call(handler, args, kwargs)
         if not await self._mailbox.ask(call):
@@ -152,26 +133,39 @@ class Cell(Generic[A]):
         return call.result()
 
     def require_open(self) -> None:
-        """Raise `ActorStopped` if the actor takes no more calls."""
-        if self._closed_because is not None:
-            raise ActorStopped(self._stopped(self._closed_because))
+        """Raise `ActorStopped` or its like if the actor takes no more calls."""
+        if self._closed is not None:
+            raise self._closed()
 
-    def renew_local_turns(self) -> None:
-        """Grant all local turns again, now that the event loop has run."""
-        if self._idle:
-            self._grant_local_turns()
+    def require_thread(self) -> None:
+        """Raise a `RuntimeError` in any thread but the one that runs the actor's event loop."""
+        if threading.get_ident() != self.ref.thread:
+            raise RuntimeError(
+                f"{self.name} runs in the event loop of another thread:"
+                " use ActorRef.call_from_thread(), or give each event loop its own"
+            )
+
+    def borrow_turns(self) -> bool:
+        """Get local turns for the next calls; false if the next one has to take the mailbox."""
+        turns = self._turns.lend(self, self._borrowed) if self._idle else 0
+        self._borrowed += turns
+        self._lent += turns
+        self.ref.local_turns = turns
+        return turns > 0
+
+    def drop_turns(self) -> None:
+        """What was borrowed is lent to others now. Called when all turns are renewed."""
+        self._lent -= self.ref.local_turns
+        self._borrowed = self.ref.local_turns = 0
 
     def crashed(self, error: BaseException) -> ActorCrashed:
-        """Take the actor down because of a handler that raised `error` in its caller's task."""
+        """Take the actor down for `error` out of a handler in its caller's task; what to raise."""
         self._down()
-        self._mailbox.put_crash(Crash(error))
+        self._mailbox.put(Call(_raise, (error,), {}))
         return self._crash_reply(error)
 
     def _crash_reply(self, error: BaseException) -> ActorCrashed:
-        return ActorCrashed(f"{self.name} crashed while it served this call: {shown(error)}")
-
-    def _stopped(self, reason: str) -> str:
-        return f"{self.name} has stopped: {reason}"
+        return ActorCrashed(f"{self.name} crashed while it served this call: {safe_repr(error)}")
 
     # -- the actor's side ------------------------------------------------------------------------
 
@@ -203,48 +197,49 @@ class Cell(Generic[A]):
             with anyio.move_on_after(STOP_SECONDS, shield=True):
                 await actor.on_stop()
 
-    async def rest(self, rest_ms: float) -> None:
-        """Rest after a crash. A closed actor that nobody waits for need not rest any longer."""
-        with anyio.move_on_after(rest_ms / 1000):
+    async def back_off(self, backoff_ms: float) -> None:
+        """Wait after a crash. A closed actor that is drained need not wait any longer."""
+        with anyio.move_on_after(backoff_ms / 1000):
             await self._closing.wait()
             if not self.drained:
                 await anyio.sleep_forever()
 
     @property
     def drained(self) -> bool:
-        """Whether it takes no more calls and has begun all that it took."""
-        return self._closed_because is not None and not self._batch and not self._mailbox.accepted
+        """Whether it takes no more calls and nobody waits for a reply."""
+        return self._closed is not None and not self._mailbox.awaited
 
     def close(self) -> None:
         """Take no more calls; the actor ends once it has served those it took."""
-        self._refuse_new("it was stopped")
-        self._mailbox.close(self._stopped("it was stopped"))
+        self._mailbox.close(self._refuse_new(ActorStopped, "it was stopped"))
         self._closing.set()
 
-    def finish(self, reason: str) -> None:
-        """The actor is gone for good: every call that has no reply gets `ActorStopped`."""
-        self._refuse_new(reason)
+    def finish(self, error: type[TrunklineError], reason: str) -> None:
+        """The actor has ended for good: every call that has no reply gets an `error`."""
+        closed = self._refuse_new(error, reason)
         self._down()
-        self._mailbox.refuse_all(self._stopped(self._closed_because or reason))
+        self._turns.forget(self)
+        self._mailbox.refuse_all(closed)
         self.finished.set()
 
-    def _refuse_new(self, reason: str) -> None:
-        self._end_local_turns()
-        if self._closed_because is None:
-            self._closed_because = reason
+    def _refuse_new(self, error: type[TrunklineError], reason: str) -> Callable[[], TrunklineError]:
+        self._end_local_calls()
+        if self._closed is None or error is not ActorStopped:
+            self._closed = partial(error, f"{self.name} has stopped: {reason}")
+        return self._closed
 
     def _down(self) -> None:
-        self._end_local_turns()
+        self._end_local_calls()
         self.ref.actor = None
 
-    def _grant_local_turns(self) -> None:
-        self._granted_turns += LOCAL_TURNS - self.ref.local_turns
-        self.ref.local_turns = LOCAL_TURNS
-        self._idle = True
-
-    def _end_local_turns(self) -> None:
-        self._granted_turns -= self.ref.local_turns
-        self.ref.local_turns = 0
+    def _end_local_calls(self) -> None:
+        """Let no call run before those that are queued now."""
+        unused = self.ref.local_turns
+        if unused:
+            self._turns.give_back(unused)
+            self._borrowed -= unused
+            self._lent -= unused
+            self.ref.local_turns = 0
         self._idle = False
 
     async def _serve(self, actor: A) -> None:
@@ -252,53 +247,27 @@ class Cell(Generic[A]):
         while True:
             if not self._batch:
                 try:
-                    self._take(await self._next_item(actor))
+                    self._batch.append(await self._next_call(actor))
                 except anyio.EndOfStream:
                     return
-            self._fill_batch()
+            # Behind the calls that are left from the batch before.
+            with suppress(anyio.WouldBlock, anyio.EndOfStream):
+                while len(self._batch) < self._max_batch:
+                    self._batch.append(self._mailbox.take_nowait())
             await serve_batch(actor)
 
-    async def _next_item(self, actor: A) -> Call | Crash:
+    async def _next_call(self, actor: A) -> Call:
         try:
-            item = self._mailbox.take_nowait()
+            call = self._mailbox.take_nowait()
         except anyio.WouldBlock:
-            if self._may_serve_locally(actor):
-                self._grant_local_turns()
-            item = await self._mailbox.take()
-            if self._used_up:
-                self._used_up = False
-                self._local_turns.renew_after(self)
-            return item
-        # A mailbox that never runs empty must not keep the event loop to itself.
+            self._idle = self._closed is None and not isinstance(actor, BatchActor)
+            call = await self._mailbox.take()
+            self._turns.renew()
+            return call
+        # A mailbox that never runs empty must not block the event loop.
         if not (isinstance(actor, BatchActor) and actor.always_waits):
             await checkpoint()
-        return item
-
-    def _may_serve_locally(self, actor: A) -> bool:
-        # Those who wait for room came before anyone who calls now.
-        return (
-            self._closed_because is None
-            and not self._mailbox.overfull
-            and not isinstance(actor, BatchActor)
-        )
-
-    def _take(self, item: Call | Crash) -> None:
-        """Move `item` into the batch.
-
-        A `Crash` stands alone: it is sent to an empty mailbox, and the calls behind it are for
-        the next incarnation.
-        """
-        if isinstance(item, Crash):
-            raise item.error
-        self._batch.append(item)
-
-    def _fill_batch(self) -> None:
-        """Move what waits into the batch, behind the calls that are left from the one before."""
-        while len(self._batch) < self._max_batch:
-            try:
-                self._take(self._mailbox.take_nowait())
-            except (anyio.WouldBlock, anyio.EndOfStream):
-                return
+        return call
 
     async def _serve_singly(self, actor: A) -> None:
         batch = self._batch
@@ -307,14 +276,15 @@ class Cell(Generic[A]):
             if not call.begin():
                 continue
             try:
-                result = call.handler(actor, *call.args, **call.kwargs)
+                result = call.context.run(call.handler, actor, *call.args, **call.kwargs)
                 if is_async(call.handler):
-                    result = await result
+                    result = await _wait_in(call.context, result)
             except TrunklineError as error:
                 call.fail(error)
             except BaseException as error:
                 if _is_bug(error):
                     call.fail(_caused(self._crash_reply(error), error))
+                del call  # the traceback holds this frame
                 raise
             else:
                 call.answer(result)
@@ -338,12 +308,28 @@ class Cell(Generic[A]):
             raise
 
 
-def shown(error: BaseException) -> str:
-    """`repr(error)`, or as much as can be told of an error whose repr is a bug as well."""
+@coroutine
+def _wait_in(context: Context, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await `awaitable` in this task, with the context variables of `context`."""
+    steps: Any = awaitable.__await__()
+    step, value = steps.send, None
+    while True:
+        try:
+            waits_for = context.run(step, value)
+        except StopIteration as end:
+            return end.value
+        try:
+            step, value = steps.send, (yield waits_for)
+        except BaseException as error:
+            step, value = steps.throw, error
+
+
+def _raise(_actor: Actor, error: BaseException) -> NoReturn:
+    """A handler that crashes its actor for one that ran in its caller's task."""
     try:
-        return repr(error)
-    except Exception:
-        return f"{type(error).__name__} (its repr() raised)"
+        raise error
+    finally:
+        del error  # its traceback holds this frame
 
 
 def _caused(error: ActorCrashed, cause: BaseException) -> ActorCrashed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ("Log",)
+__all__ = ("Log", "safe_repr")
 
 
 class Log:
@@ -45,3 +45,11 @@ class Log:
         except Exception:
             # A handler of the program failed. That is no reason for an actor to crash.
             pass
+
+
+def safe_repr(error: BaseException) -> str:
+    """`repr(error)`, or the name of its class if its repr is a bug as well."""
+    try:
+        return repr(error)
+    except Exception:
+        return f"{type(error).__name__} (its repr() raised)"

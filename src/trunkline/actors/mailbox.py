@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import copy_context
 from math import inf
 from time import monotonic
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from trunkline.actors.future import Future, asyncio_loop, new_future
-from trunkline.errors import ActorStopped
 
-__all__ = ("Call", "Crash", "Mailbox")
+__all__ = ("Call", "Mailbox")
 
 
 class Call:
@@ -26,6 +28,7 @@ class Call:
         "args",
         "awaited",
         "begun",
+        "context",
         "deadline",
         "error",
         "handler",
@@ -58,6 +61,8 @@ class Call:
         self.handler = handler
         self.args = args
         self.kwargs = kwargs
+        #: The context variables of the caller, in which the handler runs.
+        self.context = copy_context()
         self.awaited = True
         self.answered = False
         self.begun = False
@@ -120,49 +125,42 @@ class Call:
 
     def result(self) -> Any:
         """What the handler returned; raises what it raised."""
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class Crash:
-    """Stands in the mailbox for a handler that crashed in its caller's task."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+        error, self.error = self.error, None
+        if error is None:
+            return self.value
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
 
 class Mailbox:
     """A bounded stream of calls. Callers wait for room in the order in which they came.
 
     Args:
-        capacity: calls that wait at most; more make their callers wait for room.
+        capacity: calls in the stream at most; more make their callers wait for room.
         timeout_ms: how long a caller waits, for room and for the reply.
     """
 
     __slots__ = (
-        "_closed_because",
         "_loop",
         "_receive",
-        "_room",
         "_send",
         "_timeout",
         "_timer",
         "_unanswered",
+        "_waiting",
     )
 
     def __init__(self, capacity: int, timeout_ms: int) -> None:
-        self._send, self._receive = anyio.create_memory_object_stream[Call | Crash](capacity)
+        self._send, self._receive = anyio.create_memory_object_stream[Call](capacity)
         self._timeout = timeout_ms / 1000
-        # Held by the one caller that waits for room. anyio's send() checkpoints before it
-        # queues, so that without this lock a later caller could slip in between.
-        self._room = anyio.Lock(fast_acquire=True)
+        # Calls for which the stream has no room. Their callers wait for nothing but the reply, and
+        # whoever takes a call out of the stream lets the next one in.
+        self._waiting: OrderedDict[Call, None] = OrderedDict()
         # Every call without a reply, the oldest first. A call may be in nobody's hands when a task
         # is cancelled between taking it and serving it; whoever closes the mailbox answers these.
         self._unanswered: dict[Call, None] = {}
-        self._closed_because = ""
         # On asyncio one timer watches over all calls; a cancel scope for each would cost as much as
         # all the rest of a call.
         self._loop = asyncio_loop()
@@ -170,59 +168,45 @@ class Mailbox:
 
     def __len__(self) -> int:
         """Calls that wait, those that wait for room included."""
-        statistics = self._send.statistics()
-        waiting = self._room.statistics().tasks_waiting
-        return statistics.current_buffer_used + statistics.tasks_waiting_send + waiting
+        return self._send.statistics().current_buffer_used + len(self._waiting)
 
     @property
-    def accepted(self) -> int:
-        """Calls in the queue, if anybody still waits for a reply; those that wait for room are not.
-
-        What was left in the queue by callers that gave up is nothing to stay up for.
-        """
-        return self._send.statistics().current_buffer_used if self._unanswered else 0
+    def awaited(self) -> bool:
+        """Whether any caller waits for a reply."""
+        return not all(call.answered for call in self._unanswered)
 
     @property
     def pending(self) -> int:
         """Calls without a reply, whether they wait or run."""
         return len(self._unanswered)
 
-    @property
-    def overfull(self) -> bool:
-        """Whether callers wait for room, also if the actor has just made some."""
-        return self._room.locked()
-
     async def ask(self, call: Call) -> bool:
-        """Queue `call`, waiting for room, and wait for its reply; whether it came in time.
-
-        A call whose reply did not come can still be given up.
-
-        Raises:
-            ActorStopped: the mailbox was closed before the call was taken.
-        """
+        """Queue `call`, waiting for room, and wait for its reply; whether it came in time."""
+        _require_stack(16)
+        # anyio does not cancel a task on asyncio that waits for a future which is done, and in a
+        # loop of calls that may be so each time it looks. Here it finds the task between two.
+        await checkpoint_if_cancelled()
         self._unanswered[call] = None
         call.deadline = monotonic() + self._timeout
         try:
-            queued = self._put_nowait(call)
-            if queued and self._loop is not None:
+            self.put(call)
+            if self._loop is not None:
                 call.replied = self._loop.create_future()
                 self._watch_over(self._loop, call.deadline)
                 await call.replied
                 return call.answered
-            if queued:
-                # Most replies are there after one turn of the event loop, and need no timer.
-                await checkpoint()
+            # Most replies are there after one turn of the event loop, and need no timer.
+            await checkpoint()
             if not call.answered:
-                call.replied = new_future(self._loop)
+                call.replied = new_future(None)
                 with anyio.move_on_after(self._timeout):
-                    if not queued:
-                        await self._put(call)
                     await call.replied
             return call.answered
         finally:
-            if not call.answered:
-                call.give_up()
             del self._unanswered[call]
+            if not call.answered:
+                self._waiting.pop(call, None)
+                call.give_up()
 
     def _watch_over(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         if self._timer is None:
@@ -238,58 +222,67 @@ class Mailbox:
                 return
             call.wake()
 
-    def _put_nowait(self, call: Call) -> bool:
-        if self._room.locked():
-            return False
-        try:
-            self._send.send_nowait(call)
-        except anyio.WouldBlock:
-            return False
-        return True
+    def put(self, call: Call) -> None:
+        """Queue `call` behind all others."""
+        if not self._waiting:
+            with suppress(anyio.WouldBlock):
+                self._send.send_nowait(call)
+                return
+        self._waiting[call] = None
 
-    async def _put(self, call: Call) -> None:
-        try:
-            async with self._room:
-                await self._send.send(call)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            raise ActorStopped(self._closed_because) from None
-
-    def put_crash(self, crash: Crash) -> None:
-        """Tell the actor's task of a crash in a caller's task. Only an empty mailbox takes it."""
-        self._send.send_nowait(crash)
-
-    async def take(self) -> Call | Crash:
-        """The next item.
+    async def take(self) -> Call:
+        """The next call.
 
         Raises:
             anyio.EndOfStream: the mailbox is closed and empty.
         """
-        return await self._receive.receive()
+        call = await self._receive.receive()
+        self._let_in()
+        return call
 
-    def take_nowait(self) -> Call | Crash:
-        """The next item if there is one.
+    def take_nowait(self) -> Call:
+        """The next call if there is one.
 
         Raises:
             anyio.WouldBlock: there is none at the moment.
             anyio.EndOfStream: the mailbox is closed and empty.
         """
-        return self._receive.receive_nowait()
+        call = self._receive.receive_nowait()
+        self._let_in()
+        return call
 
-    def close(self, reason: str) -> None:
-        """Take no more calls; whoever waits for room gets `ActorStopped` with this reason.
+    def _let_in(self) -> None:
+        # A call that the stream handed over to the waiting actor has made no room.
+        if self._waiting:
+            with suppress(anyio.WouldBlock):
+                self._send.send_nowait(next(iter(self._waiting)))
+                self._waiting.popitem(last=False)
 
-        Calls in the queue can still be taken out of it.
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Take no more calls; those that wait for room fail with `error()`.
+
+        Calls in the stream can still be taken out of it.
         """
-        self._closed_because = reason
         self._send.close()
+        while self._waiting:
+            self._waiting.popitem(last=False)[0].fail(error())
 
-    def refuse_all(self, reason: str) -> None:
-        """Close for good; every call that has no reply gets `ActorStopped` with this reason."""
-        self.close(reason)
+    def refuse_all(self, error: Callable[[], Exception]) -> None:
+        """Close for good; every call that has no reply fails with `error()`."""
+        self.close(error)
         self._receive.close()
         if self._timer is not None:
             # It would keep the calls alive that nobody has taken out.
             self._timer.cancel()
             self._timer = None
         for call in tuple(self._unanswered):
-            call.fail(ActorStopped(reason))
+            call.fail(error())
+
+
+def _require_stack(frames: int) -> None:
+    """Raise a `RecursionError` now if one would come so few frames deeper.
+
+    Halfway into a queue it would leave the actor asleep and its caller waiting.
+    """
+    if frames:
+        _require_stack(frames - 1)

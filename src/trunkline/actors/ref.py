@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
+import sys
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from functools import partial
+from threading import get_ident
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -52,21 +53,23 @@ NotLocal = Literal[_NotLocal.NOT_LOCAL]
 class ActorRef(Generic[A]):
     """A handle on an actor of type `A`. `Supervisor.spawn` gives one."""
 
-    __slots__ = ("_cell", "_thread", "_token", "actor", "local_turns")
+    __slots__ = ("_cell", "_token", "actor", "local_turns", "thread")
 
-    #: The present incarnation; `None` while the actor is down. Only for `claim` and `peek`.
+    #: The present incarnation; `None` while the actor is down. Only for `call_local` and `peek`.
     actor: A | None
-    #: Calls that may still run in their callers' tasks. It is 0 whenever that would be wrong: the
-    #: actor is down or busy, a call is queued, the turns are used up, or it serves batches. One
-    #: integer stands for all of these, so that a local call has one thing to look at.
+    #: Calls that may run in their callers' tasks before more are borrowed. It is 0 whenever none
+    #: may: the actor is down or busy, a call is queued, or it serves batches. One integer stands
+    #: for all of these, so that a local call has one thing to look at.
     local_turns: int
+    #: The thread of the actor's event loop.
+    thread: int
 
     def __init__(self, cell: Cell[A]) -> None:
         self.actor = None
         self.local_turns = 0
         self._cell = cell
         self._token = anyio.lowlevel.current_token()
-        self._thread = threading.get_ident()
+        self.thread = get_ident()
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.name} {'up' if self.is_up else 'down'}>"
@@ -123,9 +126,11 @@ class ActorRef(Generic[A]):
     async def call(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `handler(actor, *args, **kwargs)` in the actor's order of arrival.
 
-        A handler that never awaits runs at once in this task if the actor is up, idle and nobody
-        waits (the "local calls" of Seastar's `submit_to` and of Orleans). After 128 such calls in
-        a row one takes the mailbox, so that a tight loop lets other tasks run.
+        A handler that never awaits runs at once in this task if the actor is up and idle and its
+        mailbox is empty (the "local calls" of Seastar's `submit_to` and of Orleans). After 128
+        such calls in a row on one actor, and 1,024 in an event loop, one takes the mailbox, so that
+        a tight loop lets other tasks run. Either way the handler sees the caller's context
+        variables; what it sets in them may be lost.
 
         Args:
             handler: a method of the actor's class, `Counter.add`, or any function that takes the
@@ -141,7 +146,9 @@ class ActorRef(Generic[A]):
             TrunklineError: whichever the handler raised.
             ActorCrashed: the handler raised anything else; it is chained as the cause.
             ActorStopped: the actor has stopped for good.
+            RestartIntensityExceeded: its supervisor has given up.
             CallTimeout: no reply came in time, or there was no room in the mailbox.
+            RuntimeError: called in another thread than the actor's: use `call_from_thread`.
         """
         if not is_async(handler):
             here = partial(handler, **kwargs) if kwargs else handler
@@ -153,7 +160,7 @@ class ActorRef(Generic[A]):
     def call_local(self, handler: Callable[[A, *Ts], R], /, *args: *Ts) -> R | NotLocal:
         """Run a handler that never awaits at once in this task, if its turn is now.
 
-        `call` does this first. It stands alone for callers that are no coroutines, or that count
+        `call` does this first. It stands alone for callers that are not coroutines, or that count
         nanoseconds.
 
         Args:
@@ -167,32 +174,33 @@ class ActorRef(Generic[A]):
         Raises:
             TrunklineError: whichever the handler raised.
             ActorCrashed: the handler raised anything else; it is chained as the cause.
+            RuntimeError: called in another thread than the actor's.
         """
-        if not self.local_turns:
+        if get_ident() != self.thread:
+            self._cell.require_open()
+            self._cell.require_thread()
+        if not self.local_turns and not self._cell.borrow_turns():
             return NOT_LOCAL
         self.local_turns -= 1
+        actor: Any = self.actor
+        run: Callable[..., R] = handler
         try:
-            return handler(self.actor, *args)  # type: ignore[arg-type]
+            # Spelled out for the usual numbers of arguments, which takes less time than `*args`.
+            match args:
+                case (first,):
+                    return run(actor, first)
+                case (first, second):
+                    return run(actor, first, second)
+                case (first, second, third):
+                    return run(actor, first, second, third)
+                case _:
+                    return run(actor, *args)
         except TrunklineError:
             raise
         except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, RecursionError) and _is_stack_deep():
+                raise
             raise self._cell.crashed(error) from error
-
-    def claim(self) -> A | None:
-        """The actor itself if a handler that never awaits may run on it now, else `None`.
-
-        This is the inside of `call`, for callers that count nanoseconds. Whoever gets the actor
-        runs one plain handler on it at once, before any await, and turns an exception that is not
-        a `TrunklineError` into `raise ref.crashed(error) from error`.
-        """
-        if self.local_turns:
-            self.local_turns -= 1
-            return self.actor
-        return None
-
-    def crashed(self, error: BaseException) -> Exception:
-        """Take the actor down after a handler run by `claim` raised `error`; what to raise."""
-        return self._cell.crashed(error)
 
     def peek(self, read: Callable[[A], R], default: R) -> R:
         """What `read` finds on the actor at this moment, or `default` while it is down.
@@ -213,7 +221,7 @@ class ActorRef(Generic[A]):
         """
         # Before the thread is looked at: after its event loop has ended, it is a thread as any.
         self._cell.require_open()
-        if threading.get_ident() == self._thread:
+        if get_ident() == self.thread:
             raise RuntimeError("call_from_thread() in the event loop's thread: use await call()")
         try:
             return anyio.from_thread.run(
@@ -228,7 +236,17 @@ def is_async(handler: Callable[..., Any]) -> bool:
     try:
         flags: int = handler.__code__.co_flags
     except AttributeError:  # a partial, or an object with __call__
+        while isinstance(handler, partial):
+            handler = handler.func
         return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
             type(handler).__call__
         )
     return bool(flags & inspect.CO_COROUTINE)
+
+
+def _is_stack_deep() -> bool:
+    """Whether the caller had used up half of the stack before its handler began."""
+    frames, frame = 0, sys._getframe()
+    while frame.f_back is not None:
+        frames, frame = frames + 1, frame.f_back
+    return frames > sys.getrecursionlimit() // 2

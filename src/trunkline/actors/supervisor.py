@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from traceback import format_exception
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from trunkline.actors.actor import Actor
-from trunkline.actors.cell import Cell, LocalTurns, shown
+from trunkline.actors.cell import Cell
 from trunkline.actors.clock import monotonic_ms
 from trunkline.actors.lifetime import Service
-from trunkline.actors.log import Log
+from trunkline.actors.log import Log, safe_repr
 from trunkline.actors.policy import CrashHistory, RestartPolicy
 from trunkline.actors.ref import ActorRef
 from trunkline.actors.task_group import open_task_group
-from trunkline.errors import RestartIntensityExceeded
+from trunkline.errors import ActorStopped, RestartIntensityExceeded
 from trunkline.validation import require_positive
 
 __all__ = ("LifecycleListener", "Supervisor")
@@ -29,11 +29,13 @@ _log = Log("trunkline.actors")
 
 
 class LifecycleListener(Protocol):
-    """Hears of crashes and restarts. It is called in the supervisor's task and must not raise."""
+    """Notified of crashes and restarts, in a task of the supervisor. It must not raise."""
 
     def actor_crashed(self, name: str, error: Exception) -> None: ...
 
     def actor_restarted(self, name: str, restarts: int) -> None: ...
+
+    def supervisor_gave_up(self, error: RestartIntensityExceeded) -> None: ...
 
 
 class Supervisor(Service):
@@ -44,11 +46,12 @@ class Supervisor(Service):
         name: stands in logs and errors.
         stop_timeout_ms: how long leaving waits for calls that were accepted; what has no reply
             by then gets `ActorStopped`.
-        listener: hears of crashes and restarts.
+        listener: notified of crashes and restarts, and when the supervisor gives up.
 
     Raises:
         RestartIntensityExceeded: out of `async with`, when crashes came faster than `policy`
-            allows. Every actor is stopped by then.
+            allows. Every actor is stopped by then, and every call on one raises it as well. (After
+            `start()` it comes out of calls and of `stop()`.)
     """
 
     def __init__(
@@ -64,11 +67,10 @@ class Supervisor(Service):
         self._stop_timeout_ms = require_positive("stop_timeout_ms", stop_timeout_ms)
         self._listener = listener
         self._cells: list[Cell[Any]] = []
-        self._local_turns = LocalTurns()
         self._crashes = CrashHistory(self.policy.within_ms)
         self._task_group: TaskGroup | None = None
         self._stopping = False
-        self._gave_up_because: str | None = None
+        self._gave_up: str | None = None
 
     async def spawn(
         self,
@@ -104,7 +106,6 @@ class Supervisor(Service):
             mailbox_size=require_positive("mailbox_size", mailbox_size),
             call_timeout_ms=require_positive("call_timeout_ms", call_timeout_ms),
             max_batch=require_positive("max_batch", max_batch),
-            local_turns=self._local_turns,
         )
         self._cells.append(cell)
         try:
@@ -112,7 +113,7 @@ class Supervisor(Service):
         except BaseException:
             if cell in self._cells:
                 self._cells.remove(cell)
-            cell.finish("it never came up")
+            cell.finish(ActorStopped, "it never came up")
             raise
         return cell.ref
 
@@ -120,7 +121,7 @@ class Supervisor(Service):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
         self._crashes = CrashHistory(self.policy.within_ms)
         self._stopping = False
-        self._gave_up_because = None
+        self._gave_up = None
         try:
             async with open_task_group() as self._task_group:
                 yield self
@@ -162,33 +163,44 @@ class Supervisor(Service):
                     if not up_before:
                         raise
                     self._note_crash(cell, error)
-                    await cell.rest(self.policy.backoff_ms(crashes.add(monotonic_ms())))
+                    await cell.back_off(self.policy.backoff_ms(crashes.add(monotonic_ms())))
                 if cell.drained:
                     reason = "it was stopped"
                     return
         finally:
-            cell.finish(self._gave_up_because or reason)
+            if self._gave_up is not None:
+                cell.finish(RestartIntensityExceeded, self._gave_up)
+            else:
+                cell.finish(ActorStopped, reason)
 
     def _note_crash(self, cell: Cell[Any], error: Exception) -> None:
         _log.warning(
             "actor_crashed",
             supervisor=self.name,
             actor=cell.name,
-            error=shown(error),
+            error=safe_repr(error),
             exception="".join(format_exception(error)).rstrip(),
         )
         if self._listener is not None:
             self._listener.actor_crashed(cell.name, error)
         if self._crashes.add(monotonic_ms()) > self.policy.max_restarts:
-            self._gave_up_because = (
+            self._give_up(
                 f"{self.name} gave up: more than {self.policy.max_restarts} crashes within"
-                f" {self.policy.within_ms} ms, the last in {cell.name}: {shown(error)}"
+                f" {self.policy.within_ms} ms, the last in {cell.name}: {safe_repr(error)}",
+                error,
             )
-            if self._task_group is not None:
-                # Cancelled before its calls are refused, the body does not add an `ActorStopped`
-                # of its own to what comes out of `async with`.
-                self._task_group.cancel_scope.cancel(self._gave_up_because)
-            raise RestartIntensityExceeded(self._gave_up_because) from error
+
+    def _give_up(self, reason: str, cause: Exception) -> NoReturn:
+        self._gave_up = reason
+        _log.error("supervisor_gave_up", supervisor=self.name, reason=reason)
+        gave_up = RestartIntensityExceeded(reason)
+        if self._listener is not None:
+            self._listener.supervisor_gave_up(gave_up)
+        if self._task_group is not None:
+            # Cancelled before its calls are refused, the body does not add an error of its own to
+            # what comes out of `async with`.
+            self._task_group.cancel_scope.cancel(reason)
+        raise gave_up from cause
 
     def _note_restart(self, cell: Cell[Any]) -> None:
         cell.restarts += 1
