@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from trunkline import FSMStore, SessionKey, Trunkline
+from trunkline.errors import ConfigurationError
 from trunkline.fsm import Chat, ChatTopic, ChatTopicUser, ChatUser, User
 
 ANN = {"id": 7, "is_bot": False, "first_name": "Ann"}
@@ -339,3 +341,65 @@ def test_what_is_no_update_has_no_key(strategy, thing):
 def test_a_message_that_says_it_is_in_no_topic_is_in_none():
     said = message(GROUP, ANN, message_thread_id=55, is_topic_message=False)
     assert ChatTopicUser.extract({"message": said}) == (-100, 0, 7)
+
+
+# -- sessions of any platform ----------------------------------------------------------------------
+
+ROOM = SessionKey("matrix", "shop_bot", "!room:example.org")
+THREAD = SessionKey("matrix", "shop_bot", "!room:example.org", "$event")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "room_key", "thread_key"),
+    [
+        (Chat, (*ROOM[:3],), (*ROOM[:3],)),
+        (ChatTopic, (*ROOM[:3], ""), (*ROOM[:3], "$event")),
+        (ChatUser, None, None),
+        (ChatTopicUser, None, None),
+        (User, None, None),
+    ],
+)
+def test_a_session_key_has_a_chat_and_a_topic_and_no_user(strategy, room_key, thread_key):
+    for session_key in (ROOM, tuple(ROOM), tuple(ROOM)[:3]):
+        assert strategy.extract(session_key) == room_key
+    assert strategy.extract(THREAD) == thread_key
+
+
+async def test_an_arrival_of_any_platform_has_a_key_of_each_kind():
+    async with Trunkline("memory://") as line:
+        arrival = await line.ingest(
+            channel="matrix",
+            bridge_id="shop_bot",
+            external_room_id="!room:example.org",
+            external_user_id="@ada:example.org",
+            content="hello",
+        )
+        again, other, nobody = [
+            await line.ingest(
+                channel="matrix",
+                bridge_id="shop_bot",
+                external_room_id="!room:example.org",
+                external_user_id=user,
+                content="hello",
+            )
+            for user in ("@ada:example.org", "@bob:example.org", None)
+        ]
+        await line.fsm.init("bot")
+        for strategy in (ChatUser, User, ChatTopicUser):
+            key = strategy.extract(arrival)
+            assert key == strategy.extract(again)
+            assert key != strategy.extract(other)
+            assert strategy.extract(nobody) is None
+            await line.fsm.set_state("bot", key, "asked")
+        for strategy in (Chat, ChatTopic):
+            assert strategy.extract(arrival) == strategy.extract(arrival.session_key)
+            assert strategy.extract(arrival) == strategy.extract(nobody)
+
+
+async def test_two_channels_of_whose_posts_nobody_is_the_user_share_no_conversation():
+    posts = [{"channel_post": {"chat": {"id": chat_id}}} for chat_id in (-1, -2)]
+    async with FSMStore("memory://") as store:
+        await store.init("bot")
+        for post in posts:
+            with pytest.raises(ConfigurationError, match="None is no key"):
+                await store.set_state("bot", ChatUser.extract(post), "asked")
