@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum, StrEnum
+
 import anyio
 import pytest
 
@@ -351,3 +353,45 @@ async def test_data_that_is_collected_while_a_step_is_taken_is_not_lost(contexts
     )
     assert await contexts[0].get_state() == "get_email"
     assert await contexts[0].get_data() == {number: number for number in range(16)}
+
+
+# -- states of an enum -----------------------------------------------------------------------------
+
+
+class Step(str, Enum):  # noqa: UP042 - this kind has another `format`
+    NAME = "name"
+    EMAIL = "email"
+    DONE = "done"
+
+
+class Flows(StrEnum):
+    REGISTER = "register"
+
+
+ENUM_FLOW = Flow(
+    Flows.REGISTER, {Step.NAME: [Step.EMAIL], Step.EMAIL: [Step.DONE]}, initial=Step.NAME
+)
+
+
+def test_a_flow_of_enum_members_is_a_flow_of_their_values():
+    plain = Flow("register", {"name": ["email"], "email": ["done"]}, initial="name")
+    assert ENUM_FLOW.transitions == plain.transitions
+    assert repr(ENUM_FLOW) == repr(plain) == "<Flow 'register': name, email, done>"
+    assert ENUM_FLOW.allows("name", Step.EMAIL)
+    assert plain.allows(Step.NAME, Step.EMAIL)
+
+
+async def test_steps_of_an_enum_are_taken_stored_and_read_as_their_values(url):
+    async with FSMStore(url) as store:
+        await store.init(BOT)
+        context = FSMContext(store, BOT, KEY, [ENUM_FLOW])
+        assert await context.start_flow(Flows.REGISTER)
+        assert await store.get_state(BOT, KEY) == FSMState("name", "register")
+        assert await context.transition(Step.EMAIL)
+        assert await context.get_state() == Step.EMAIL
+        assert type(await context.get_state()) is str
+        with pytest.raises(TransitionError, match="does not allow 'email'"):
+            await context.transition(Step.NAME)
+        assert await context.start_flow("register")
+        await context.set_state(Step.DONE)
+        assert await context.get_state() == "done"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from copy import deepcopy
 
 import anyio
 import pytest
+import sqlalchemy as sa
 from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import msgpack
 
 from tests.fsm.worker import BOT, KEY
 from trunkline import FSMState, FSMStore
-from trunkline.errors import ConfigurationError, StoreUnavailable
+from trunkline.backends.codec import encode
+from trunkline.errors import ConfigurationError, StoreUnavailable, UnreadableRecord
 from trunkline.fsm import FSMAdapter
 from trunkline.fsm.adapter import RecordKey, Step
 from trunkline.fsm.memory import MemoryFSMAdapter
-from trunkline.fsm.sql import SQLFSMAdapter
+from trunkline.fsm.sql import SQLFSMAdapter, records
 from trunkline.testing import ManualClock, crash
 
 SEVENTIES_MS = 10**9
@@ -499,6 +502,166 @@ async def test_calls_of_several_bots_share_a_batch(url):
                     task_group.start_soon(store.update_data, bot, KEY, {number: bot})
         for bot in bots:
             assert await store.get_data(bot, KEY) == dict.fromkeys(range(10), bot)
+
+
+# -- namespaces --------------------------------------------------------------------------------
+
+NAMESPACES = ["default", "Default", "a", "a:b", "{a}", "}a{", "a}:fsm:", "100 %", "naïve ☃", "*"]
+
+
+async def test_stores_of_two_namespaces_never_see_each_others_conversations(shared_url):
+    clock, told = ManualClock(SEVENTIES_MS), []
+    stores = [
+        FSMStore(shared_url, namespace=name, clock=clock, sweep_interval_ms=1_000)
+        for name in NAMESPACES
+    ]
+    async with AsyncExitStack() as stack:
+        for name, store in zip(NAMESPACES, stores, strict=True):
+            await stack.enter_async_context(store)
+            await store.init(BOT, ttl_ms=500)
+            await store.set_state(BOT, KEY, FSMState(name, None, {"namespace": name}))
+        for name, store in zip(NAMESPACES, stores, strict=True):
+            assert await store.get_state(BOT, KEY) == FSMState(name, None, {"namespace": name})
+            assert store._adapter.namespace == name
+            summary = await store._read(FSMAdapter.summary)
+            assert summary == {(BOT, Step(None, name)): 1}
+        await stores[0].clear(BOT, KEY)
+        stores[1].events.subscribe(told.append)
+        clock.advance_ms(600)
+        if not shared_url.startswith("valkey"):
+            assert [len(await store._write(None, FSMAdapter.sweep, 10)) for store in stores] == [
+                0,
+                *[1] * (len(stores) - 1),
+            ]
+
+
+async def test_a_lock_of_one_namespace_does_not_hold_up_another(shared_url):
+    async with FSMStore(shared_url) as one, FSMStore(shared_url, namespace="other") as other:
+        await one.init(BOT)
+        await other.init(BOT)
+        with anyio.fail_after(10):
+            async with one.lock(BOT, KEY), other.lock(BOT, KEY):
+                pass
+
+
+def test_conversations_of_the_first_version_are_kept_in_the_namespace_default(tmp_path):
+    path = tmp_path / "bot.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(FIRST_VERSION)
+        row = ("bot", "[42,7]", "one", "a", msgpack.encode({encode("x"): encode([1])}), None)
+        connection.execute("INSERT INTO trunkline_fsm VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    async def main():
+        async with FSMStore(f"sqlite:///{path}") as store:
+            await store.init(BOT)
+            found.append(await store.get_state(BOT, KEY))
+            await store.update_data(BOT, KEY, {"y": 2})
+
+    found = []
+    for _ in range(2):
+        anyio.run(main)
+    assert found == [FSMState("a", "one", {"x": [1]}), FSMState("a", "one", {"x": [1], "y": 2})]
+
+
+#: What trunkline 0.1.0 made of an empty file.
+FIRST_VERSION = """
+CREATE TABLE trunkline_schema (
+    component TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (component)
+);
+INSERT INTO trunkline_schema VALUES ('fsm', 1);
+CREATE TABLE trunkline_fsm (
+    bot_name TEXT NOT NULL, "key" TEXT NOT NULL, flow TEXT, state TEXT, fields BLOB NOT NULL,
+    expires_at_ms BIGINT, PRIMARY KEY (bot_name, "key")
+);
+CREATE INDEX trunkline_fsm_by_expiry ON trunkline_fsm (expires_at_ms)
+    WHERE expires_at_ms IS NOT NULL;
+"""
+
+
+async def test_the_tables_of_a_new_database_are_those_of_the_newest_version(shared_url, request):
+    if shared_url.startswith("valkey"):
+        pytest.skip("there are no tables")
+    async with FSMStore(shared_url) as store:
+        await store.init(BOT)
+    adapter = SQLFSMAdapter(shared_url)
+    adapter.open()
+    with adapter.transaction(read_only=True):
+        inspector = sa.inspect(adapter.database.connection)
+        assert "trunkline_fsm_1" not in inspector.get_table_names()
+        key = inspector.get_pk_constraint("trunkline_fsm")["constrained_columns"]
+        (index,) = inspector.get_indexes("trunkline_fsm")
+    adapter.close()
+    assert key == ["namespace", "bot_name", "key"]
+    assert index["column_names"] == ["namespace", "expires_at_ms"]
+
+
+# -- records that cannot be decoded ------------------------------------------------------------
+
+
+@pytest.fixture
+def damage(shared_url, request):
+    """Damages the stored data of one conversation, past the store."""
+
+    def run():
+        if shared_url.startswith("valkey"):
+            server = request.getfixturevalue("valkey_server")
+            (name,) = [key for key in server.execute("KEYS", "*") if b"damaged" in key]
+            server.execute("HSET", name, "names", b"\xc1")
+            return
+        adapter = SQLFSMAdapter(shared_url)
+        adapter.open()
+        with adapter.transaction():
+            adapter.database.connection.execute(
+                sa.update(records).where(records.c.key.contains("damaged")).values(fields=b"\xc1")
+            )
+        adapter.close()
+
+    return run
+
+
+async def test_a_record_that_cannot_be_decoded_fails_its_calls_and_nothing_else(shared_url, damage):
+    async with FSMStore(shared_url) as store:
+        await store.init(BOT)
+        await store.set_state(BOT, "damaged", FSMState("a", "one", {"x": 1}))
+        await store.set_state(BOT, "whole", FSMState("a", "one", {"x": 1}))
+        damage()
+        refusals = []
+
+        async def refused(call):
+            with pytest.raises(UnreadableRecord, match=r"bot 'bot', key \"damaged\"") as refusal:
+                await call
+            refusals.append(refusal.value)
+
+        async with anyio.create_task_group() as task_group:
+            for number in range(20):
+                task_group.start_soon(refused, store.get_state(BOT, "damaged"))
+                task_group.start_soon(refused, store.update_data(BOT, "damaged", {"y": number}))
+                task_group.start_soon(store.update_data, BOT, "whole", {number: number})
+        assert len(refusals) == 40
+        assert len(await store.get_data(BOT, "whole")) == 21
+        assert store.stats().restarts == 0
+        await store.set_state(BOT, "damaged", FSMState("b"))
+        assert await store.get_state(BOT, "damaged") == FSMState("b")
+        damage()
+        await store.clear(BOT, "damaged")
+        assert await store.get_state(BOT, "damaged") is None
+
+
+async def test_a_sweep_removes_an_expired_record_that_cannot_be_decoded(shared_url, damage):
+    if shared_url.startswith("valkey"):
+        pytest.skip("the server does so by itself")
+    clock = ManualClock(SEVENTIES_MS)
+    async with FSMStore(shared_url, clock=clock) as store:
+        await store.init(BOT, ttl_ms=500)
+        await store.set_state(BOT, "damaged", FSMState("a", "one", {"x": 1}))
+        await store.set_state(BOT, "whole", FSMState("b", "one", {"x": 1}))
+        damage()
+        clock.advance_ms(1_000)
+        swept = dict(await store._write(None, FSMAdapter.sweep, 10))
+        assert {key.key: (one.step.state, one.fields) for key, one in swept.items()} == {
+            '"damaged"': ("a", {}),
+            '"whole"': ("b", {"x": 1}),
+        }
 
 
 # -- an adapter of somebody else ---------------------------------------------------------------

@@ -23,11 +23,12 @@ class Flow:
     Args:
         name: the flow's name.
         transitions: the states that may follow each state. One that is only mentioned as a
-            follower ends the dialogue.
+            follower ends the dialogue. A member of an enum with the mixin `str` counts as its
+            value.
         initial: the state in which it starts.
 
     Raises:
-        ConfigurationError: no name, a state that is no string, or an `initial` that is no state.
+        ConfigurationError: no name, a state that is not a string, or an unknown `initial`.
 
     Example:
         >>> flow = Flow("register", {"get_name": ["get_email"], "get_email": ["done"]}, "get_name")
@@ -40,8 +41,7 @@ class Flow:
             raise ConfigurationError(f"a flow's name is a non-empty str, not {name!r}")
         if not isinstance(transitions, Mapping):
             raise ConfigurationError(f"flow {name!r}: transitions are a map, not {transitions!r}")
-        self.name = name
-        self.initial = initial
+        self.name = str.__str__(name)
         #: state → the states that may follow it.
         self.transitions: dict[str, frozenset[str]] = {}
         for state, following in transitions.items():
@@ -49,17 +49,20 @@ class Flow:
                 raise ConfigurationError(
                     f"flow {name!r}: the states after {state!r} are a list, not {following!r}"
                 )
-            self.transitions[state] = frozenset(following)
-        for following in list(self.transitions.values()):
-            for state in sorted(following, key=str):
+            self.transitions[self._state(state)] = frozenset(map(self._state, following))
+        for followers in list(self.transitions.values()):
+            for state in sorted(followers):
                 self.transitions.setdefault(state, frozenset())
-        for state in self.transitions:
-            if not isinstance(state, str) or not state:
-                raise ConfigurationError(
-                    f"flow {name!r}: a state is a non-empty str, not {state!r}"
-                )
         if not isinstance(initial, str) or initial not in self.transitions:
             raise ConfigurationError(f"flow {name!r} has no state {initial!r} to start in")
+        self.initial = str.__str__(initial)
+
+    def _state(self, state: object) -> str:
+        if not isinstance(state, str) or not state:
+            raise ConfigurationError(
+                f"flow {self.name!r}: a state is a non-empty str, not {state!r}"
+            )
+        return str.__str__(state)
 
     def __repr__(self) -> str:
         return f"<Flow {self.name!r}: {', '.join(self.transitions)}>"
@@ -70,7 +73,7 @@ class Flow:
 
 
 class InvalidTransition:
-    """A step that no flow declares, as a policy function is told of it."""
+    """A step that no flow declares: the argument of a policy function."""
 
     __slots__ = ("flow", "from_state", "key", "to_flow", "to_state")
 
