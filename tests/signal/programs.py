@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from tests.servers.writer import Journal
+from trunkline.actors.mailbox import Call
 from trunkline.errors import StoreUnavailable, TransactionConflict
 from trunkline.signal import SignalStore, SignalTransaction
+from trunkline.signal.adapter import Commit, KeyName, SignalAdapter
 from trunkline.signal.redis import RedisSignalAdapter
+from trunkline.signal.sql import SQLSignalAdapter
 
 #: Entries over three families that one caller always changes together.
 FAMILIES = ("session", "pre-key", "identity-key")
@@ -141,5 +145,51 @@ def take_locks(url: str, pipe: Any, backend: str) -> None:
                         pipe.send(True)
                         await to_thread.run_sync(pipe.recv)
                 pipe.send(not scope.cancelled_caught)
+
+    anyio.run(main, backend=backend)
+
+
+def stop_before_commit(url: str, changes: dict[KeyName, bytes | None], ready: Any, go: Any) -> None:
+    """Do what a commit does, and commit it only when told to."""
+    adapter = SQLSignalAdapter(url, timeout_ms=60_000)
+    adapter.open()
+    with adapter.transaction():
+        call = Call(SignalAdapter.commit, (Commit(changes, 7),), {})
+        adapter.run_together([call])
+        assert call.value
+        ready.set()
+        assert go.wait(60)
+    adapter.close()
+
+
+def claim(url: str, path: Path, start: Any, backend: str, number: int, times: int) -> None:
+    """Take what nobody has taken, under a key that no other process has, and note what it got."""
+
+    async def take(tx: SignalTransaction, entry_id: str) -> bool:
+        if await tx.get("session", [entry_id]):
+            return False
+        await tx.set({"session": {entry_id: number}})
+        return True
+
+    async def main() -> None:
+        journal = Journal(path)
+        async with SignalStore(url) as store:
+            start.wait(30)
+            for one in map(str, range(times)):
+                if await store.transact(f"key {number}", partial(take, entry_id=one), retries=100):
+                    journal.write(one)
+
+    anyio.run(main, backend=backend)
+
+
+def swap(url: str, start: Any, backend: str, number: int, times: int) -> None:
+    """Let one of two entries be there, and delete the other, so many times."""
+
+    async def main() -> None:
+        async with SignalStore(url) as store:
+            start.wait(30)
+            for turn in range(times):
+                mine, other = ("left", "right") if (number + turn) % 2 else ("right", "left")
+                await store.set({"session": {mine: turn, other: None}})
 
     anyio.run(main, backend=backend)

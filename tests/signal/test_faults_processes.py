@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+from contextlib import contextmanager
 
 import anyio
 import pytest
 from anyio import to_thread
 
 from tests.servers.writer import processes, read_journal
-from tests.signal.programs import hold, increment, sleep_in_transaction
+from tests.signal.programs import (
+    claim,
+    hold,
+    increment,
+    sleep_in_transaction,
+    stop_before_commit,
+    swap,
+)
 from trunkline.signal import SignalStore
+from trunkline.signal.adapter import KeyName
 from trunkline.signal.redis import RedisSignalAdapter
 from trunkline.signal.sql import SQLSignalAdapter
 
@@ -61,6 +71,95 @@ def test_processes_that_count_under_different_keys_lose_nothing(url, tmp_path, h
             assert len(await store.get("session", ids)) == found["count"]
 
     anyio.run(check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [60])
+def test_what_is_not_there_is_taken_by_one_process_alone(url, tmp_path, times):
+    start = processes.Event()
+    journals = [tmp_path / f"{number}.journal" for number in range(3)]
+    with running(
+        (claim, url, journal, start, ("asyncio", "trio")[number % 2], number, times)
+        for number, journal in enumerate(journals)
+    ):
+        start.set()
+    taken = [one for journal in journals for (one,) in read_journal(journal)]
+    assert sorted(taken, key=int) == [str(number) for number in range(times)]
+
+
+@pytest.mark.slow
+def test_of_two_that_store_one_entry_and_delete_the_other_each_is_wholly_done(url):
+    async def check():
+        async with SignalStore(url) as store:
+            await store.set({"session": {"left": 0}})
+            start.set()
+            while multiprocessing.active_children():
+                found = await store.get("session", ["left", "right"])
+                assert len(found) == 1, found
+                await anyio.sleep(0.001)
+
+    start = processes.Event()
+    with running((swap, url, start, "asyncio", number, 150) for number in range(2)):
+        anyio.run(check)
+
+
+@contextmanager
+def running(programs):
+    """Programs in processes of their own, which end by themselves."""
+    started = [processes.Process(target=one, args=args) for one, *args in programs]
+    for process in started:
+        process.start()
+    try:
+        yield
+        for process in started:
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+ANN, BOB = KeyName("session", "ann"), KeyName("session", "bob")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{ANN: b"\0\x01"}, {ANN: None}], ids=["stored", "deleted"])
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda store: store.set({"session": {"ann": b"mine"}}), {"ann": b"mine", "bob": b"mine"}),
+        (lambda store: store.clear(), {}),
+    ],
+    ids=["its key", "all keys"],
+)
+async def test_a_commit_waits_only_for_those_that_touch_the_same_keys(
+    postgres_server, postgres_url, changes, change, left
+):
+    ready, go = processes.Event(), processes.Event()
+    finished = []
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+
+    async def write(change):
+        await change
+        finished.append(True)
+
+    async with SignalStore(postgres_url, call_timeout_ms=30_000) as store:
+        with running([(stop_before_commit, postgres_url, changes, ready, go)]):
+            assert await to_thread.run_sync(ready.wait, 30), "it never came up"
+            with anyio.fail_after(20):
+                await store.set({"session": {"bob": b"mine", "eve": None}})
+                async with store.transaction("bob") as tx:
+                    await tx.get("session", ["bob", "new"])
+                    await tx.set({"session": {"new": b"mine"}})
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(write, change(store))
+                with anyio.fail_after(20):
+                    while not postgres_server.execute(waiting):  # noqa: ASYNC110
+                        await anyio.sleep(0.01)
+                assert finished == []
+                go.set()
+        assert await store.get("session", ["ann", "bob"]) == left
 
 
 @pytest.mark.slow

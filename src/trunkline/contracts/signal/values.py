@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from trunkline.contracts.signal.samples import Changes, same
-from trunkline.errors import ConfigurationError
+from trunkline.errors import ConfigurationError, UnreadableRecord
 from trunkline.signal import SignalAdapter, SignalStore
+from trunkline.signal.adapter import Commit, KeyName
 
 __all__ = ("ValueTests",)
 
@@ -29,8 +30,50 @@ KINDS: dict[str, tuple[str, Any]] = {
 }
 
 
+#: What no store has written, as an adapter keeps it.
+DAMAGED = {
+    "nothing": b"",
+    "of an unknown kind": b"\x07SECRET",
+    "cut off": b"\x00\xa9SECRET",
+    "no msgpack": b"\x00\xc1SECRET",
+    "too long": b"\x00\xa6SECRETSECRET",
+    "an unknown extension": b"\x00\xc7\x06\x7fSECRET",
+    "no token": b"\x01SECRET\xff",
+}
+
+
 class ValueTests:
     """A part of `SignalContract`."""
+
+    @pytest.mark.parametrize("damage", DAMAGED)
+    async def test_a_damaged_value_fails_its_call_and_no_other(
+        self, adapter: SignalAdapter, damage: str
+    ) -> None:
+        key = b"m1Qn1NwPvcA9WPXcWsPOvT9Qx2bnz2GnzVPW8lSDhAI=" if damage == "no token" else None
+        if key is not None:
+            pytest.importorskip("cryptography")
+        async with SignalStore(adapter=adapter) as store:
+            await store.set({"session": {"ann": 1, "bob": 2}})
+        adapter.open()
+        try:
+            with adapter.transaction():
+                assert adapter.commit(Commit({KeyName("session", "ann"): DAMAGED[damage]}, 7))
+        finally:
+            adapter.close()
+        async with SignalStore(adapter=adapter, encryption_key=key) as store:
+            for _ in range(20):
+                with pytest.raises(UnreadableRecord, match="session 'ann'") as failure:
+                    await store.get("session", ["bob", "ann"])
+                assert "SECRET" not in str(failure.value)
+                assert failure.value.__cause__ is None
+                assert failure.value.__context__ is None
+            assert await store.get("session", ["bob"]) == {"bob": 2}
+            async with store.transaction("ann") as tx:
+                with pytest.raises(UnreadableRecord, match="session 'ann'"):
+                    await tx.get("session", ["ann"])
+                await tx.set({"session": {"ann": 3}})
+            assert await store.get("session", ["ann"]) == {"ann": 3}
+            assert store.stats().restarts == 0
 
     @pytest.mark.parametrize("kind", KINDS)
     async def test_a_value_comes_back_with_its_types(
