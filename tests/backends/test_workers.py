@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from tests.backends.ledger import Book, Bug, Gate, Ledger, LedgerStore, PlainLed
 from trunkline.actors import RestartPolicy
 from trunkline.backends import Conflict, ConnectionLost
 from trunkline.errors import ActorCrashed, NotFound, StoreUnavailable
+from trunkline.fsm import FSMStore
 
 #: Forgives one crash, and rests for a millisecond after it.
 FORGIVES_ONE = RestartPolicy(max_restarts=1, min_backoff_ms=1, max_backoff_ms=1)
@@ -575,3 +577,27 @@ def test_an_event_loop_that_ends_in_the_middle_of_a_batch_lets_it_end_before_clo
     assert book.lines == ["a"]
     assert book.closed == 1
     assert not book.closed_in_the_middle
+
+
+async def test_what_was_refused_while_another_process_held_the_database_is_never_stored(tmp_path):
+    """The batch waits to begin for as long as its callers do; what they are told is final."""
+    path = tmp_path / "bot.db"
+    async with FSMStore(f"sqlite:///{path}", call_timeout_ms=300) as store:
+        await store.init("bot")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        errors: list[StoreUnavailable] = []
+
+        async def refused(key: int) -> None:
+            with pytest.raises(StoreUnavailable) as caught:
+                await store.set_state("bot", key, "refused")
+            errors.append(caught.value)
+
+        async with anyio.create_task_group() as callers:
+            for key in range(20):
+                callers.start_soon(refused, key)
+        other.execute("ROLLBACK")
+        await store.set_state("bot", 99, "stored")
+        assert [await store.get_state("bot", key) for key in range(20)] == [None] * 20
+        other.close()
+    assert not [error for error in errors if "may take effect" in str(error)]

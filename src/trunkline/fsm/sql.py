@@ -136,7 +136,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
     def run_together(self, calls: Sequence[Call]) -> None:
         keys = {call.args[0] for call in calls if call.args and isinstance(call.args[0], RecordKey)}
-        if not self.database.is_sqlite:
+        if self.database.writes_concurrently:
             self._lock(keys)
         self._rows, self._batch, self._changed = self._select(keys), {}, set()
         try:
@@ -153,8 +153,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
     def sweep(self, limit: int) -> list[tuple[RecordKey, Record]]:
         statement = sa.select(records).where(_EXPIRED).order_by(_ends).limit(limit)
-        if not self.database.is_sqlite:
-            statement = statement.with_for_update(skip_locked=True)
+        statement = self.database.for_update(statement, skip_locked=True)
         parameters = {"namespace": self.namespace, "now": self._clock()}
         found = self.database.connection.execute(statement, parameters).all()
         swept = []
@@ -193,8 +192,8 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
     def _lock(self, keys: Collection[RecordKey]) -> None:
         """Keep others from changing the records of `keys` before the commit.
 
-        SQLite has one writer anyhow. PostgreSQL locks rows, and so an empty one is inserted where
-        there is none. Everyone locks in the same order, or two batches might wait for each other.
+        Only rows can be locked, and so an empty one is inserted where there is none. Everyone locks
+        in the same order, or two batches might wait for each other.
         """
         if keys:
             ordered = sorted(keys, key=lambda key: (key.bot_name, key.key))
@@ -211,7 +210,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         if written:
             self.database.upsert(records, written)
         removed = [key for key, record in changed.items() if record is None]
-        if not self.database.is_sqlite:
+        if self.database.writes_concurrently:
             # The empty rows that were inserted for their locks and are not needed.
             removed += [key for key, row in rows.items() if key not in changed and row[-1] == 0]
         if removed:

@@ -100,7 +100,7 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     def run_together(self, calls: Sequence[Call]) -> None:
         commits = [call for call in calls if call.handler is SignalAdapter.commit]
-        if self.database.is_sqlite or not commits:  # SQLite has one writer anyhow
+        if not self.database.writes_concurrently or not commits:
             super().run_together(calls)
             return
         locked = self._lock([call.args[0] for call in commits])
