@@ -45,17 +45,17 @@ SignalPart: TypeAlias = str | SignalAdapter | SignalStore | None
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """What became of a message that came in."""
+    """An inbound message, as `ingest` has stored it."""
 
     #: The conversation: its route is set.
     session_key: SessionKey
-    #: Where the message came from, and where its answer goes if nothing newer is known.
+    #: Where the message came from, and where its answer goes if no newer route is set.
     origin: Route
     #: As it is stored; not stored, if the line has no persistence.
     message: Message
     room: Room
     participant: Participant | None
-    #: Whether the same message, by its external id, came in before.
+    #: Whether the same message, by its external id, was ingested before.
     duplicate: bool
 
 
@@ -203,30 +203,33 @@ class Trunkline(Service):
         metadata: Mapping[str, Any] | None = None,
         sent_at: datetime | None = None,
     ) -> Arrival:
-        """Take in a message: find or make its room and participant, store it once, set its route.
+        """Store an inbound message once, with its room, sender and thread, and set its route.
 
-        Room, participant and message are stored together or not at all. The same message again,
-        by its external id in its external room, gives the stored one and doubles nothing, also
-        among processes.
+        They are stored all or nothing. If the same message, by its external id in its external
+        room, is ingested again, in this process or another, the stored one is returned.
 
         Args:
             channel: the platform: `telegram`, `discord`.
             bridge_id: which of the bot's connections to it.
             external_room_id: the chat's id there.
-            content: what was said: text, or blocks of content; what JSON holds.
+            content: text, or blocks of content: any value that JSON has.
             external_message_id: the message's id there. Without one it is always new.
             external_user_id: the sender's id there.
-            external_thread_id: the thread's or topic's id there.
-            external_reply_to_id: the id there of the message that it answers.
-            room: fields of the `Room`, if it is made.
-            participant: fields of the `Participant`, if they are made.
+            external_thread_id: the thread's or topic's id there; its `Thread` is found in the room
+                or created.
+            external_reply_to_id: the id there of the message that it answers, which is looked up in
+                the room for `reply_to_id`.
+            room: fields of the `Room`, if it is created.
+            participant: fields of the `Participant`, if it is created.
             metadata: kept with the message.
             sent_at: when it was sent, by the platform's clock; kept in the metadata. Messages are
-                ordered as they came in, since platforms tell no more than the second.
+                ordered by arrival, since the times of platforms are whole seconds.
 
         Raises:
-            InvalidModel, InvalidSessionKey: an id or field that cannot be; nothing was stored.
-            StoreUnavailable: the database is away; nothing was stored, no route was set.
+            InvalidModel: an argument that cannot be stored, such as an empty external id; nothing
+                was stored, no route was set.
+            StoreUnavailable: the database is away; no route was set, and nothing was stored unless
+                the error says that it may have been.
         """
         with self._accepting():
             inbound = new_inbound(
@@ -252,7 +255,7 @@ class Trunkline(Service):
     async def reply_route(self, arrival: Arrival) -> Resolution:
         """Where the answer to a message goes: the newest route of its conversation.
 
-        If that is gone, or its partition down, the message's own origin.
+        If that has expired, or its partition is down, the message's own origin.
         """
         return await self.router.resolve(arrival.session_key, arrival.origin)
 
@@ -265,7 +268,10 @@ class Trunkline(Service):
         sender_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Message:
-        """Answer a message: store the answer, send it along its route, record how that went.
+        """Answer a message: store the answer, send it along its route, record the outcome.
+
+        Once `send` has returned, the answer is recorded, even if the calling task is cancelled: the
+        cancellation is raised afterwards.
 
         Args:
             arrival: the message to answer.
@@ -279,11 +285,11 @@ class Trunkline(Service):
             The answer as it is stored: `sent`, with its external id.
 
         Raises:
-            NotRecorded: the answer has gone out, and could not be stored as `sent`: the database
-                has gone away, say. The error has it as `.answer`, for `persistence.save_message`.
-            StoreUnavailable: the database was away before; nothing was sent.
-            Exception: whatever `send` raised; the answer is stored as `failed`, or stays `sending`
-                if that cannot be stored.
+            NotRecorded: the answer was sent and could not be stored as `sent`, for example because
+                the database is away. `error.answer` has it, for `persistence.save_message`.
+            StoreUnavailable: the database was away beforehand; nothing was sent.
+            Exception: what `send` raised; the answer is stored as `failed`, or stays `sending` if
+                that cannot be stored.
         """
         with self._accepting():
             resolution = await self.reply_route(arrival)

@@ -69,14 +69,18 @@ class PersistenceStore(Store[PersistenceAdapter]):
         call_timeout_ms: how long a call may take, waiting included.
         mailbox_size: calls that may wait for one worker; more make their callers wait for room.
         max_batch: calls that are committed together at most.
-        restart_policy: how many crashes are forgiven, and the rest after each.
+        restart_policy: how many crashes are tolerated, and the delay after each.
 
     Raises:
         ConfigurationError: a URL, key or option that can never work.
         StoreUnavailable: out of `async with`, when the database cannot be reached.
 
-    Every method raises `StoreUnavailable` while the database is away, within `call_timeout_ms`, and
-    works again when it is back. Models are checked on the way in (`InvalidModel`).
+    Every method raises `StoreUnavailable` within `call_timeout_ms` while the database is away, and
+    works again when it is back. It raises `InvalidModel` for models and ids that cannot be stored,
+    and `UnreadableRecord` if a row that it needs cannot be decoded; other calls go on.
+
+    Fields that a newer version has stored are kept when a model is read, changed with
+    `msgspec.structs.replace` and saved again.
 
     Source: Jido.Messaging.Persistence.
 
@@ -121,12 +125,12 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- rooms -----------------------------------------------------------------------------------
 
     async def save_room(self, room: Room) -> Room:
-        """Insert or update a room; what was saved."""
+        """Insert or update a room. Returns it as it is stored."""
         room = _model(Room, room)
         return await self._write(room.id, PersistenceAdapter.save_room, room)
 
     async def get_room(self, room_id: str) -> Room:
-        """Raises `NotFound`."""
+        """The room with this id. Raises `NotFound`."""
         return await self._read(PersistenceAdapter.get_room, require_id("room_id", room_id))
 
     async def delete_room(self, room_id: str) -> None:
@@ -166,18 +170,18 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- participants ----------------------------------------------------------------------------
 
     async def save_participant(self, participant: Participant) -> Participant:
-        """Insert or update a participant; what was saved."""
+        """Insert or update a participant. Returns it as it is stored."""
         participant = _model(Participant, participant)
         return await self._write(participant.id, PersistenceAdapter.save_participant, participant)
 
     async def get_participant(self, participant_id: str) -> Participant:
-        """Raises `NotFound`."""
+        """The participant with this id. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_participant, require_id("participant_id", participant_id)
         )
 
     async def delete_participant(self, participant_id: str) -> None:
-        """Delete a participant, if they are there. What they said stays."""
+        """Delete a participant, if there is one. Their messages stay."""
         await self._write(
             participant_id,
             PersistenceAdapter.delete_participant,
@@ -187,10 +191,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def get_or_create_participant_by_external_id(
         self, channel: str, external_id: ExternalId, attrs: Mapping[str, Any] | None = None
     ) -> Participant:
-        """The participant with this id on this channel, made with the fields `attrs` if need be.
+        """The participant with this id on this channel, or a new one with the fields `attrs`.
 
-        However many callers race, in one process or several, there is one participant. If `attrs`
-        has the id of a participant who is there, they get the external id and stay as they are.
+        Concurrent callers, in one process or several, get one participant. If `attrs` has the id of
+        a participant who is stored, that one gets the external id and is otherwise unchanged.
         """
         channel = require_id("channel", channel)
         external_id = require_external_id("external_id", external_id)
@@ -205,12 +209,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- messages --------------------------------------------------------------------------------
 
     async def save_message(self, message: Message) -> Message:
-        """Insert or update a message; what was saved. Raises `NotFound` for an unknown room."""
+        """Insert or update a message; returns it as it is stored.
+
+        Raises `NotFound` for an unknown room.
+        """
         message = _model(Message, message)
         return await self._write(message.room_id, PersistenceAdapter.save_message, message)
 
     async def get_message(self, message_id: str) -> Message:
-        """Raises `NotFound`."""
+        """The message with this id. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_message, require_id("message_id", message_id)
         )
@@ -246,7 +253,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def delete_message(self, message_id: str) -> None:
-        """Delete a message, if it is there."""
+        """Delete a message, if there is one."""
         await self._write(
             message_id, PersistenceAdapter.delete_message, require_id("message_id", message_id)
         )
@@ -283,12 +290,15 @@ class PersistenceStore(Store[PersistenceAdapter]):
     # -- threads ---------------------------------------------------------------------------------
 
     async def save_thread(self, thread: Thread) -> Thread:
-        """Insert or update a thread; what was saved. Raises `NotFound` for an unknown room."""
+        """Insert or update a thread; returns it as it is stored.
+
+        Raises `NotFound` for an unknown room.
+        """
         thread = _model(Thread, thread)
         return await self._write(thread.room_id, PersistenceAdapter.save_thread, thread)
 
     async def get_thread(self, thread_id: str) -> Thread:
-        """Raises `NotFound`."""
+        """The thread with this id. Raises `NotFound`."""
         return await self._read(PersistenceAdapter.get_thread, require_id("thread_id", thread_id))
 
     async def get_thread_by_external_id(
@@ -339,11 +349,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
         external_id: ExternalId,
         attrs: Mapping[str, Any] | None = None,
     ) -> Room:
-        """The room that is bound to this external room, made with the fields `attrs` if need be.
+        """The room that is bound to this external room, or a new one with the fields `attrs`.
 
-        However many callers race, in one process or several, there is one room. A binding whose
-        room was deleted counts as none. If `attrs` has the id of a room that is there, that room is
-        bound, and stays as it is.
+        Concurrent callers, in one process or several, get one room. If `attrs` has the id of a room
+        that is stored, that room is bound and is otherwise unchanged.
         """
         channel, bridge_id = require_id("channel", channel), require_id("bridge_id", bridge_id)
         external_id = require_external_id("external_id", external_id)
@@ -364,7 +373,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def get_room_by_external_binding(
         self, channel: str, bridge_id: str, external_id: ExternalId
     ) -> Room:
-        """Raises `NotFound`."""
+        """The room that is bound to this external room. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_room_by_external_binding,
             *_binding_key(channel, bridge_id, external_id),
@@ -416,7 +425,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def delete_room_binding(self, binding_id: str) -> None:
-        """Raises `NotFound`."""
+        """Delete a binding. Raises `NotFound`."""
         await self._write(
             binding_id, PersistenceAdapter.delete_room_binding, require_id("binding_id", binding_id)
         )
@@ -485,7 +494,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """The one match of `directory_search`.
 
         Raises:
-            NotFound: there is none.
+            NotFound: nothing matches.
             AmbiguousMatch: there are several: `error.matches` has the first hundred.
             ConfigurationError: as `directory_search`.
         """
@@ -504,7 +513,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         """Insert or update an onboarding flow, a mapping with an `onboarding_id`.
 
         Raises:
-            InvalidModel: it has none, or holds what JSON does not.
+            InvalidModel: it has no id, or a value that JSON does not have.
         """
         onboarding_id = flow.get("onboarding_id") if isinstance(flow, Mapping) else None
         if not isinstance(onboarding_id, str) or not onboarding_id:
@@ -520,13 +529,13 @@ class PersistenceStore(Store[PersistenceAdapter]):
         )
 
     async def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
-        """Raises `NotFound`."""
+        """The onboarding flow with this id. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_onboarding, require_id("onboarding_id", onboarding_id)
         )
 
     async def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
-        """Insert or update a bridge's configuration; what was saved."""
+        """Insert or update a bridge's configuration. Returns it as it is stored."""
         valid = _model(BridgeConfig, config)
         is_locked = isinstance(config.credentials, LockedCredentials)
         saved = await self._write(
@@ -537,7 +546,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return self._credentials.decrypt_or_lock(saved)
 
     async def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
-        """Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted."""
+        """The configuration of a bridge.
+
+        Raises `NotFound`, or `ConfigurationError` if its credentials cannot be decrypted.
+        """
         return self._credentials.decrypt(
             await self._read(
                 PersistenceAdapter.get_bridge_config, require_id("bridge_id", bridge_id)
@@ -563,7 +575,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return [self._credentials.decrypt_or_lock(config) for config in configs]
 
     async def delete_bridge_config(self, bridge_id: str) -> None:
-        """Raises `NotFound`."""
+        """Delete a bridge's configuration. Raises `NotFound`."""
         await self._write(
             bridge_id, PersistenceAdapter.delete_bridge_config, require_id("bridge_id", bridge_id)
         )
@@ -574,13 +586,13 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return await self._write(policy.room_id, PersistenceAdapter.save_routing_policy, policy)
 
     async def get_routing_policy(self, room_id: str) -> RoutingPolicy:
-        """Raises `NotFound`."""
+        """The routing policy of a room. Raises `NotFound`."""
         return await self._read(
             PersistenceAdapter.get_routing_policy, require_id("room_id", room_id)
         )
 
     async def delete_routing_policy(self, room_id: str) -> None:
-        """Raises `NotFound`."""
+        """Delete the routing policy of a room. Raises `NotFound`."""
         await self._write(
             room_id, PersistenceAdapter.delete_routing_policy, require_id("room_id", room_id)
         )
@@ -621,7 +633,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def delete_ingress_subscription(
         self, bridge_id: str, subscription_id: str | None
     ) -> None:
-        """Raises `NotFound`."""
+        """Delete a subscription. Raises `NotFound`."""
         await self._write(
             bridge_id,
             PersistenceAdapter.delete_ingress_subscription,
@@ -639,7 +651,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         binding: RoomBinding,
         thread: Thread | None = None,
     ) -> Inbound:
-        """Store a message that came in with what it came from, together or not at all.
+        """Store an inbound message with its room, sender and thread, all or nothing.
 
         Args:
             room: made and bound by `binding`, unless that external room is bound already.
@@ -650,7 +662,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
             thread: made, unless the room has one with its `external_thread_id`.
 
         Returns:
-            What is stored; with `duplicate` if the message was there before.
+            What is stored; with `duplicate` if the message was stored before.
 
         Raises:
             InvalidModel: among others, a participant without an external id on that channel.
@@ -672,7 +684,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         return await self.save_new_inbound(inbound)
 
     async def save_new_inbound(self, inbound: Inbound) -> Inbound:
-        """As `save_inbound`, for what `new_inbound` has just made: it is not checked again."""
+        """As `save_inbound`, for the result of `new_inbound`, which is not checked again."""
         binding = inbound.binding
         return await self._write(
             (binding.channel, binding.bridge_id, str(binding.external_room_id)),
