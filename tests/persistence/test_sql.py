@@ -366,7 +366,7 @@ def test_a_batch_of_messages_that_come_in_takes_a_handful_of_statements(adapter)
         results = adapter.save_inbounds([arriving(number) for number in range(64, 128)])
     assert all(one.message.reply_to_id and not one.duplicate for one in results)
     kinds = [one[0].split()[0] for one in statements]
-    assert len([kind for kind in kinds if kind in ("SELECT", "INSERT")]) == 5
+    assert len([kind for kind in kinds if kind in ("SELECT", "INSERT")]) == 7
 
 
 # -- what a user meets -----------------------------------------------------------------------------

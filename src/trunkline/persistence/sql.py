@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from operator import itemgetter
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -60,6 +61,9 @@ __all__ = ("SQLPersistenceAdapter",)
 
 M = TypeVar("M", bound=Model)
 
+#: An external room, by channel, bridge id and external id; or another key of several texts.
+_Key: TypeAlias = tuple[str, ...]
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -89,10 +93,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         super()._adopt(database)
         if database.is_memory:
             self.writers, self.readers = 1, 0
-        elif database.is_sqlite:
-            self.writers, self.readers = 1, 1
-        else:
+        elif database.writes_concurrently:
             self.writers, self.readers = 4, 2
+        else:
+            self.writers, self.readers = 1, 1
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -194,8 +198,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return message
 
     def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
-        rows = self._look_up(_ROOM_IDS, {(message.room_id,) for message in messages_})
-        known = {room_id for (room_id,) in rows}
+        known = self._known_rooms({message.room_id for message in messages_})
         self._upsert(messages, *(_message_row(one) for one in messages_ if one.room_id in known))
         return [
             message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
@@ -293,7 +296,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         room = candidate
         is_new = self._insert(rooms, _room_row(candidate))
         if not is_new:
-            room = self._met(Room, _by_id(rooms).with_for_update(**_KEY_SHARE), {"id": room.id})
+            self._known_rooms([room.id])
+            room = self._met(Room, _by_id(rooms), {"id": room.id})
         if self._insert(room_bindings, row):
             return room
         # Another process was faster; its row is committed, since the insert waited for it.
@@ -371,8 +375,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             statement = statement.where(table.c.id == query.id)
         if query.name is not None:
             # Not LIKE: its patterns have an end on SQLite.
-            position = sa.func.instr if self.database.is_sqlite else sa.func.strpos
-            statement = statement.where(position(table.c.folded_name, folded(query.name)) > 0)
+            position = self.database.position(table.c.folded_name, folded(query.name))
+            statement = statement.where(position > 0)
         return statement
 
     # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
@@ -469,15 +473,13 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         results: list[Inbound | TrunklineError] = []
         start = 0
         came_in: set[tuple[str, ...]] = set()
-        for place, inbound in enumerate(inbounds):
+        for index, inbound in enumerate(inbounds):
             message, source = inbound.message, _source(inbound.binding)
-            if (
-                message.external_reply_to_id is not None
-                and (*source, str(message.external_reply_to_id)) in came_in
-            ):
+            reply_to = message.external_reply_to_id
+            if reply_to is not None and (*source, str(reply_to)) in came_in:
                 # What it replies to is stored first.
-                results += self._save_inbounds(inbounds[start:place])
-                start = place
+                results += self._save_inbounds(inbounds[start:index])
+                start = index
                 came_in.clear()
             if message.external_id is not None:
                 came_in.add((*source, str(message.external_id)))
@@ -485,83 +487,125 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
         """A statement for each kind of what they need; what is not there yet is made singly."""
-        results = self._with_origins(inbounds)
-        arrived = [one for one in results if isinstance(one, Inbound)]
-        thread_of = self._threads_of(arrived)
-        reply_of = self._replies_of(arrived)
+        room_of = self._rooms_of(inbounds)
+        participant_of = self._participants_of(inbounds)
+        thread_of = self._threads_of(inbounds, room_of)
+        reply_of = self._replies_of(inbounds, room_of)
+        results: list[Inbound | TrunklineError] = []
         rows = []
-        for place, one in enumerate(results):
-            if isinstance(one, TrunklineError):
+        for one in inbounds:
+            message, participant, thread = one.message, one.participant, one.thread
+            room = room_of[_source(one.binding)]
+            if isinstance(room, AlreadyBound):
+                results.append(room)
                 continue
-            message, thread = one.message, one.thread
+            if participant is not None:
+                participant = participant_of[_sender(one)]
             if thread is not None:
-                thread = thread_of[one.room.id, str(thread.external_thread_id)]
+                thread = thread_of[room.id, str(thread.external_thread_id)]
+            reply_to_id = message.reply_to_id
+            if reply_to_id is None and message.external_reply_to_id is not None:
+                reply_to_id = reply_of.get((room.id, str(message.external_reply_to_id)))
             message = replace(
                 message,
-                room_id=one.room.id,
-                sender_id=None if one.participant is None else one.participant.id,
+                room_id=room.id,
+                sender_id=None if participant is None else participant.id,
                 thread_id=message.thread_id if thread is None else thread.id,
-                reply_to_id=message.reply_to_id
-                or reply_of.get((one.room.id, str(message.external_reply_to_id))),
+                reply_to_id=reply_to_id,
             )
-            results[place] = replace(one, message=message, thread=thread)
+            results.append(Inbound(room, participant, message, one.binding, thread))
             row = _message_row(message)
             row["inbound_key"] = one.key
             rows.append(row)
         inserted = self._insert(messages, *rows)
-        for place, one in enumerate(results):
-            if isinstance(one, Inbound) and one.message.id not in inserted:
-                results[place] = replace(one, message=self._standing(one), duplicate=True)
-            elif isinstance(one, Inbound):
-                inserted.discard(one.message.id)
+        for index, result in enumerate(results):
+            if isinstance(result, Inbound):
+                if result.message.id in inserted:
+                    inserted.remove(result.message.id)  # the next with this id is a duplicate
+                else:
+                    standing = self._standing(result)
+                    results[index] = replace(result, message=standing, duplicate=True)
         return results
 
-    def _with_origins(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
-        """Each with the room and the participant that are stored."""
-        room_of = {
-            tuple(row[2:]): _load(Room, rooms, row)
-            for row in self._look_up(_ROOMS_BY_BINDING, {_source(one.binding) for one in inbounds})
-        }
-        senders = {_sender(one) for one in inbounds if one.participant is not None}
-        participant_of = {
-            tuple(row[2:]): _load(Participant, participants, row)
-            for row in self._look_up(_PARTICIPANTS_BY_EXTERNAL_ID, senders)
-        }
-        results: list[Inbound | TrunklineError] = []
-        for inbound in inbounds:
-            source, participant = _source(inbound.binding), inbound.participant
+    def _rooms_of(self, inbounds: Sequence[Inbound]) -> dict[_Key, Room | AlreadyBound]:
+        """The rooms to which external rooms are bound; they stay until the transaction ends."""
+        sources = {_source(one.binding): one for one in reversed(inbounds)}
+        by = ("channel", "bridge_id", "external_room_id")
+        rows = self._find(room_bindings, sources, ("room_id", *by), by)
+        room_of: dict[_Key, Room | AlreadyBound] = {}
+        room_of |= self._referred(Room, rows, key_share=True)
+        for source, inbound in sources.items():
+            if source in room_of:
+                continue
             try:
-                room = room_of.get(source) or self.get_or_create_room_by_external_binding(
+                room_of[source] = self.get_or_create_room_by_external_binding(
                     inbound.room, inbound.binding
                 )
             except AlreadyBound as error:
-                results.append(error)
-                continue
-            room_of[source] = room
-            if participant is not None:
-                sender = _sender(inbound)
-                participant = participant_of.get(
-                    sender
-                ) or self.get_or_create_participant_by_external_id(*sender, participant)
-                participant_of[sender] = participant
-            results.append(replace(inbound, room=room, participant=participant))
-        return results
+                room_of[source] = error
+        return room_of
 
-    def _threads_of(self, inbounds: Sequence[Inbound]) -> dict[tuple[str, str], Thread]:
+    def _participants_of(self, inbounds: Sequence[Inbound]) -> dict[_Key, Participant]:
+        """The senders, by channel and external id."""
+        senders = {
+            _sender(one): one.participant
+            for one in reversed(inbounds)
+            if one.participant is not None
+        }
+        by = ("channel", "external_id")
+        columns = ("participant_id", *by, "holder")
+        rows = self._find(participant_external_ids, senders, columns, by)
+        participant_of = self._referred(Participant, [row[:-1] for row in rows if row[-1] == 1])
+        for sender in senders.keys() - participant_of.keys():
+            participant_of[sender] = self.get_or_create_participant_by_external_id(
+                *sender, senders[sender]
+            )
+        return participant_of
+
+    def _referred(
+        self, kind: type[M], rows: Sequence[Any], *, key_share: bool = False
+    ) -> dict[_Key, M]:
+        """Models by the keys of rows that refer to them, each an id and a key."""
+        table = _TABLE_OF[kind]
+        ids = {(row[0],) for row in rows}
+        found = {
+            row[1]: _load(kind, table, row)
+            for row in self._find(table, ids, ("document", "id"), key_share=key_share)
+        }
+        return {tuple(key): found[model_id] for model_id, *key in rows if model_id in found}
+
+    def _threads_of(
+        self, inbounds: Sequence[Inbound], room_of: Mapping[_Key, Room | AlreadyBound]
+    ) -> dict[_Key, Thread]:
         """The threads that messages came from, by room and external id."""
         candidates = {
-            (one.room.id, str(one.thread.external_thread_id)): one.thread
+            (room.id, str(one.thread.external_thread_id)): one.thread
             for one in inbounds
-            if one.thread is not None
+            if one.thread is not None and isinstance(room := room_of[_source(one.binding)], Room)
         }
-        found = {
-            tuple(row[2:]): _load(Thread, threads, row)
-            for row in self._look_up(_THREADS_BY_EXTERNAL_ID, set(candidates))
+        by = ("room_id", "external_thread_id")
+        rows = self._find(threads, candidates, ("document", "id", *by, "inserted_at_us"), by)
+        # Of several, the newest.
+        rows = sorted(rows, key=itemgetter(4, 1))
+        thread_of = {tuple(row[2:4]): _load(Thread, threads, row) for row in rows}
+        for key in candidates.keys() - thread_of.keys():
+            thread_of[key] = self._get_or_create_thread(*key, candidates[key])
+        return thread_of
+
+    def _replies_of(
+        self, inbounds: Sequence[Inbound], room_of: Mapping[_Key, Room | AlreadyBound]
+    ) -> dict[_Key, str]:
+        """The ids of messages that others reply to, by room and external id."""
+        keys = {
+            (room.id, str(one.message.external_reply_to_id), *_source(one.binding)[:2])
+            for one in inbounds
+            if one.message.external_reply_to_id is not None
+            and isinstance(room := room_of[_source(one.binding)], Room)
         }
-        for key, candidate in candidates.items():
-            if key not in found:
-                found[key] = self._get_or_create_thread(*key, candidate)
-        return found
+        by = ("room_id", "external_id", "channel", "bridge_id")
+        rows = self._find(messages, keys, (*by[:2], "inserted_at_us", "id"), by)
+        # Of several, the newest.
+        return {tuple(row[:2]): row[3] for row in sorted(rows, key=itemgetter(2, 3))}
 
     def _get_or_create_thread(self, room_id: str, external_id: str, candidate: Thread) -> Thread:
         self._lock("thread", room_id, external_id)
@@ -571,18 +615,6 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             thread = replace(candidate, room_id=room_id)
             self._upsert(threads, _thread_row(thread))
         return thread
-
-    def _replies_of(self, inbounds: Sequence[Inbound]) -> dict[tuple[str, str], str]:
-        """The ids of messages that others reply to, by room and external id."""
-        keys = {
-            (one.room.id, str(one.message.external_reply_to_id), *_source(one.binding)[:2])
-            for one in inbounds
-            if one.message.external_reply_to_id is not None and one.message.reply_to_id is None
-        }
-        return {
-            (room_id, external_id): message_id
-            for message_id, room_id, external_id in self._look_up(_IDS_BY_EXTERNAL_ID, keys)
-        }
 
     def _standing(self, inbound: Inbound) -> Message:
         """The message that an insert has met."""
@@ -625,12 +657,30 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         parameters = {"namespace": self.namespace}
         return self.database.connection.execute(statement, parameters).all()
 
-    def _look_up(self, look_up: _LookUp, keys: Collection[Sequence[str]]) -> Sequence[Any]:
-        """What is found for many keys in one statement."""
+    def _find(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        columns: Sequence[str],
+        by: Sequence[str] = ("id",),
+        *,
+        key_share: bool = False,
+    ) -> Sequence[Any]:
+        """Columns of the rows with many keys, in one statement."""
         if not keys:
             return ()
-        statement = _statement_of(look_up, is_sqlite=self.database.is_sqlite)
-        return self._execute(statement, {"keys": msgspec.json.encode(list(keys)).decode()}).rows
+        return self.database.find(
+            table,
+            [(self.namespace, *key) for key in keys],
+            [table.c[name] for name in columns],
+            by=[table.c[name] for name in ("namespace", *by)],
+            key_share=key_share,
+        )
+
+    def _known_rooms(self, room_ids: Collection[str]) -> set[str]:
+        """Those of some rooms that there are; they stay until the transaction ends."""
+        keys = {(room_id,) for room_id in room_ids}
+        return {row[0] for row in self._find(rooms, keys, ("id",), key_share=True)}
 
     def _all(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> list[M]:
         table = _TABLE_OF[kind]
@@ -687,14 +737,12 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _require_room(self, room_id: str) -> None:
         """Refuse an unknown room; a known one stays until the transaction ends."""
-        if not self._look_up(_ROOM_IDS, [(room_id,)]):
+        if not self._known_rooms([room_id]):
             raise NotFound(f"no Room {room_id!r}")
 
     def _lock(self, *key: str) -> None:
         """Hold a lock among all transactions until this one ends."""
-        if not self.database.is_sqlite:  # where a transaction that writes holds them all
-            name = msgspec.json.encode([self.namespace, *key]).decode()
-            self.database.execute(_LOCK, {"name": name})
+        self.database.lock_key(msgspec.json.encode([self.namespace, *key]).decode())
 
     def _upsert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
         if rows:
@@ -714,9 +762,6 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
 
 _NAMESPACE = sa.bindparam("namespace", type_=sa.Text)
-
-#: Lets others refer to a row, and nobody delete it. Nothing on SQLite, as all locks of rows.
-_KEY_SHARE: Any = {"read": True, "key_share": True}
 
 
 def _key_columns(table: sa.Table) -> list[sa.Column[Any]]:
@@ -847,93 +892,6 @@ _PROMOTE_FIRST = (
 )
 
 
-class _LookUp(NamedTuple):
-    """What finds rows by many keys in one statement."""
-
-    #: The parts of a key. The statement joins a table `wanted` with these columns.
-    key: tuple[str, ...]
-    text: str
-    #: The table whose rows nobody may delete until the transaction ends.
-    share: str = ""
-
-
-@cache
-def _statement_of(look_up: _LookUp, *, is_sqlite: bool) -> sa.TextClause:
-    # A CROSS JOIN tells SQLite to go by what is wanted, and to look each up.
-    if is_sqlite:
-        part, source = "json_extract(value, '$[{}]')", "json_each(:keys)"
-    else:
-        part, source = "value ->> {}", "json_array_elements(CAST(:keys AS json))"
-    columns = ", ".join(f"{part.format(i)} AS {name}" for i, name in enumerate(look_up.key))
-    wanted = f"(SELECT {columns} FROM {source}) AS wanted"
-    share = f" FOR KEY SHARE OF {look_up.share}" if look_up.share and not is_sqlite else ""
-    return sa.text(look_up.text.replace("wanted CROSS", f"{wanted} CROSS") + share)
-
-
-_ROOM_IDS = _LookUp(
-    ("id",),
-    """
-    SELECT room.id FROM wanted CROSS JOIN trunkline_rooms AS room
-    WHERE room.namespace = :namespace AND room.id = wanted.id
-    """,
-    share="room",
-)
-_ROOMS_BY_BINDING = _LookUp(
-    ("channel", "bridge_id", "external_room_id"),
-    """
-    SELECT room.document, room.id, wanted.channel, wanted.bridge_id, wanted.external_room_id
-    FROM wanted CROSS JOIN trunkline_room_bindings AS binding CROSS JOIN trunkline_rooms AS room
-    WHERE binding.namespace = :namespace
-        AND binding.channel = wanted.channel
-        AND binding.bridge_id = wanted.bridge_id
-        AND binding.external_room_id = wanted.external_room_id
-        AND room.namespace = :namespace
-        AND room.id = binding.room_id
-    """,
-    share="room",
-)
-_PARTICIPANTS_BY_EXTERNAL_ID = _LookUp(
-    ("channel", "external_id"),
-    """
-    SELECT participant.document, participant.id, wanted.channel, wanted.external_id
-    FROM wanted CROSS JOIN trunkline_participant_external_ids AS external
-        CROSS JOIN trunkline_participants AS participant
-    WHERE external.namespace = :namespace
-        AND external.channel = wanted.channel
-        AND external.external_id = wanted.external_id
-        AND external.holder = 1
-        AND participant.namespace = :namespace
-        AND participant.id = external.participant_id
-    """,
-)
-# Of several, the newest comes last.
-_THREADS_BY_EXTERNAL_ID = _LookUp(
-    ("room_id", "external_id"),
-    """
-    SELECT thread.document, thread.id, wanted.room_id, wanted.external_id
-    FROM wanted CROSS JOIN trunkline_threads AS thread
-    WHERE thread.namespace = :namespace
-        AND thread.room_id = wanted.room_id
-        AND thread.external_thread_id = wanted.external_id
-    ORDER BY thread.inserted_at_us, thread.id
-    """,
-)
-_IDS_BY_EXTERNAL_ID = _LookUp(
-    ("room_id", "external_id", "channel", "bridge_id"),
-    """
-    SELECT message.id, wanted.room_id, wanted.external_id
-    FROM wanted CROSS JOIN trunkline_messages AS message
-    WHERE message.namespace = :namespace
-        AND message.external_id = wanted.external_id
-        AND message.room_id = wanted.room_id
-        AND message.channel = wanted.channel
-        AND message.bridge_id = wanted.bridge_id
-    ORDER BY message.inserted_at_us, message.id
-    """,
-)
-_LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-
-
 @cache
 def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
     """The newest messages of a room, newest first, with the bounds that are asked for."""
@@ -1049,7 +1007,7 @@ def _load(kind: type[M], table: sa.Table, row: Sequence[Any]) -> M:
         return load_model(kind, table.name, key[0] if len(key) == 1 else tuple(key), row[0])
 
 
-def _source(binding: RoomBinding) -> tuple[str, str, str]:
+def _source(binding: RoomBinding) -> _Key:
     """The external room of a binding."""
     return binding.channel, binding.bridge_id, str(binding.external_room_id)
 

@@ -362,13 +362,18 @@ class Database(ABC):
         table: sa.Table,
         keys: Collection[Sequence[str]],
         columns: Sequence[sa.Column[Any]] = (),
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+        key_share: bool = False,
     ) -> Sequence[Any]:
-        """The rows of `table` with these primary keys, which are all texts; in any order.
+        """The rows of `table` with these keys, which are all texts; in any order.
 
         Args:
             table: whose rows.
-            keys: of each, the values in the order of the primary key.
+            keys: of each, the values in the order of `by`.
             columns: what to return of each row; all by default.
+            by: the columns of a key; those of the primary key by default.
+            key_share: lock the rows, so that nobody deletes them before this transaction ends.
         """
 
     @abstractmethod

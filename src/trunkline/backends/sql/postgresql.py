@@ -165,10 +165,14 @@ class PostgreSQL(Database):
         table: sa.Table,
         keys: Collection[Sequence[str]],
         columns: Sequence[sa.Column[Any]] = (),
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+        key_share: bool = False,
     ) -> Sequence[Any]:
-        names = [column.name for column in table.primary_key]
+        names = [column.name for column in by or table.primary_key]
         lists = {name: [key[place] for key in keys] for place, name in enumerate(names)}
-        return self.connection.execute(sa.text(_find(table, tuple(columns))), lists).all()
+        statement = _find(table, tuple(columns), tuple(by), key_share=key_share)
+        return self.connection.execute(statement, lists).all()
 
     def position(self, column: Any, text: str) -> Any:
         return sa.func.strpos(column, text)
@@ -219,15 +223,21 @@ def _insert_of(statement_of: StatementOf, table: sa.Table) -> Any:
 
 
 @cache
-def _find(table: sa.Table, columns: tuple[sa.Column[Any], ...]) -> str:
-    """Takes the keys as one list of texts for each part of the primary key."""
-    keys = [column.name for column in table.primary_key]
+def _find(
+    table: sa.Table,
+    columns: tuple[sa.Column[Any], ...],
+    by: tuple[sa.Column[Any], ...],
+    *,
+    key_share: bool,
+) -> sa.TextClause:
+    """Takes the keys as one list of texts for each part of a key."""
+    keys = [column.name for column in by or table.primary_key]
     parts = ", ".join(f"CAST(:{key} AS text[])" for key in keys)
     given = ", ".join(f"one.{column.name}" for column in columns or table.columns)
     same = " AND ".join(f"one.{key} = wanted.{key}" for key in keys)
-    return (
+    return sa.text(
         f"SELECT {given} FROM unnest({parts}) AS wanted ({', '.join(keys)})"
-        f" JOIN {table.name} AS one ON {same}"
+        f" JOIN {table.name} AS one ON {same}" + (" FOR KEY SHARE OF one" if key_share else "")
     )
 
 

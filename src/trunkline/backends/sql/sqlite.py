@@ -183,9 +183,12 @@ class SQLite(Database):
         table: sa.Table,
         keys: Collection[Sequence[str]],
         columns: Sequence[sa.Column[Any]] = (),
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+        key_share: bool = False,
     ) -> Sequence[Any]:
         wanted = msgspec.json.encode([tuple(key) for key in keys], enc_hook=str.__str__)
-        return self._drive(_find(table, tuple(columns)), [wanted.decode()]).rows
+        return self._drive(_find(table, tuple(columns), tuple(by)), [wanted.decode()]).rows
 
     def _drive(self, text: str, parameters: Sequence[Any] = ()) -> Result:
         """Have the driver execute `text`. What it raises is what SQLAlchemy makes of it."""
@@ -256,9 +259,11 @@ def _insert_of(statement_of: StatementOf, table: sa.Table, size: int) -> str:
 
 
 @cache
-def _find(table: sa.Table, columns: tuple[sa.Column[Any], ...]) -> str:
+def _find(
+    table: sa.Table, columns: tuple[sa.Column[Any], ...], by: tuple[sa.Column[Any], ...]
+) -> str:
     """Takes the keys as one text of JSON."""
-    keys = [column.name for column in table.primary_key]
+    keys = [column.name for column in by or table.primary_key]
     parts = ", ".join(f"json_extract(value, '$[{i}]') AS {key}" for i, key in enumerate(keys))
     given = ", ".join(f"one.{column.name}" for column in columns or table.columns)
     same = " AND ".join(f"one.{key} = wanted.{key}" for key in keys)
