@@ -24,7 +24,7 @@ from trunkline.backends import Table, register_adapter, registry
 from trunkline.cli import main
 from trunkline.errors import ConfigurationError, NotFound
 from trunkline.fsm import FSMStore
-from trunkline.persistence import Message, PersistenceStore
+from trunkline.persistence import Message, PersistenceStore, Room
 from trunkline.signal import SignalStore
 from trunkline.signal.adapter import KeyName, Versioned
 from trunkline.signal.memory import MemorySignalAdapter
@@ -337,49 +337,59 @@ def test_one_may_not_both_resume_and_force(bot_db):
 NAMESPACES = ["shop", "ü}:fsm:[*"]
 
 
-def fill_namespaces(url):
-    """Put a conversation of one bot and key, but another state, into each namespace."""
+def fill_namespaces(url, stores):
+    """Put things of the same ids, but other contents, into each namespace."""
 
-    async def put():
-        for namespace in NAMESPACES:
-            async with FSMStore(url, namespace=namespace) as store:
-                await store.init("bot")
-                await store.set_state("bot", 1, f"of {namespace}")
+    async def put(namespace):
+        if "persistence" in stores:
+            async with PersistenceStore(url, namespace=namespace) as store:
+                await store.save_room(Room.new(id="r", name=f"of {namespace}"))
+                await store.save_message(Message.new(id="m", room_id="r", content=namespace))
+        async with FSMStore(url, namespace=namespace) as store:
+            await store.init("bot")
+            await store.set_state("bot", 1, f"of {namespace}")
+        async with SignalStore(url, namespace=namespace) as store:
+            await store.set({"session": {"ada": f"of {namespace}"}})
 
-    anyio.run(put)
+    for namespace in NAMESPACES:
+        anyio.run(put, namespace)
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [("sqlite", "valkey"), ("valkey", "postgres"), ("postgres", "sqlite")]
+    ("source", "target"),
+    [("sqlite", "postgres"), ("postgres", "sqlite"), ("sqlite", "valkey"), ("valkey", "sqlite")],
 )
 def test_all_namespaces_are_copied_and_stay_apart(url_of, source, target):
+    stores = KEPT_IN_VALKEY if "valkey" in source + target else ["persistence", *KEPT_IN_VALKEY]
     from_, to = url_of(source), url_of(target)
-    fill_namespaces(from_)
-    report = copy_database(from_, to, only=["fsm"])
-    assert sorted((one.namespace, one.copied) for one in report.tables) == [
-        (namespace, 1) for namespace in NAMESPACES
-    ]
+    fill_namespaces(from_, stores)
+    report = copy_database(from_, to)
+    assert report.agrees
+    assert {one.namespace for one in report.tables} == set(NAMESPACES)
+    assert report.copied == len(NAMESPACES) * (len(stores) + ("persistence" in stores))
     for namespace in NAMESPACES:
-        copied = rows(to, ["fsm"], namespace)
-        assert copied == rows(from_, ["fsm"], namespace)
-        assert [row[3] for row in copied["fsm"].values()] == [f"of {namespace}"]
-    assert rows(to, ["fsm"])["fsm"] == {}
+        assert rows(to, stores, namespace) == rows(from_, stores, namespace)
+    one, other = (rows(to, stores, namespace) for namespace in NAMESPACES)
+    assert [*one] == [*other]
+    assert one["fsm"] != other["fsm"]
+    assert one["signal"] != other["signal"]
+    assert not any(rows(to, stores).values())
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "valkey"])
 def test_one_namespace_is_copied_beside_others_that_stay_as_they_are(url_of, capsys, kind):
-    fill_namespaces("sqlite:///bot.db")
+    stores = KEPT_IN_VALKEY if kind == "valkey" else ["persistence", *KEPT_IN_VALKEY]
+    fill_namespaces("sqlite:///bot.db", stores)
     one, other = NAMESPACES
     to = url_of(kind)
-    options = ["--only", "fsm", "--namespace"]
-    assert main(["copy", *options, other, "sqlite:///bot.db", to]) == 0
-    before = rows(to, ["fsm"], other)
-    assert main(["copy", *options, one, "sqlite:///bot.db", to]) == 0
-    assert main(["copy", *options, one, "sqlite:///bot.db", to]) == 2
+    assert main(["copy", "--namespace", other, "sqlite:///bot.db", to]) == 0
+    before = rows(to, stores, other)
+    assert main(["copy", "--namespace", one, "sqlite:///bot.db", to]) == 0
+    assert main(["copy", "--namespace", one, "sqlite:///bot.db", to]) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert main(["copy", "--force", *options, one, "sqlite:///bot.db", to]) == 0
-    assert rows(to, ["fsm"], one) == rows("sqlite:///bot.db", ["fsm"], one)
-    assert rows(to, ["fsm"], other) == before
+    assert main(["copy", "--force", "--namespace", one, "sqlite:///bot.db", to]) == 0
+    assert rows(to, stores, one) == rows("sqlite:///bot.db", stores, one)
+    assert rows(to, stores, other) == before
 
 
 def test_a_namespace_that_is_missing_ends_with_1(capsys, bot_db):
@@ -549,6 +559,17 @@ def test_ctrl_c_ends_a_copy_in_one_line(bot_db, postgres_url):
 
 
 # -- when the counts differ ----------------------------------------------------------------------
+
+
+def test_a_database_of_an_older_version_is_refused_and_left_as_it_is(valkey_server, valkey_url):
+    """Opening a store would migrate it; what is copied from may still serve an older bot."""
+    key = "trunkline:{signal}:family:session"
+    valkey_server.execute("SADD", "trunkline:{signal}:families", "session")
+    valkey_server.execute("HSET", key, "ada", "1:x")
+    with pytest.raises(ConfigurationError, match=r"version 1 of the signal.*start a bot on it"):
+        copy_database(valkey_url, "sqlite:///copy.db")
+    assert valkey_server.execute("HGET", key, "ada") == b"1:x"
+    assert not Path("copy.db").exists()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

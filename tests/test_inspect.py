@@ -347,6 +347,7 @@ def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_d
     assert main(["inspect", bot_db]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Fsm, schema version 99 This trunkline works with schema version 2" in text
+    assert "did not look inside: upgrade trunkline." in text
     assert "Persistence, schema version 2 rooms" in text
     found = inspect_as_json(capsys, bot_db)
     assert found["stores"]["fsm"] == {"version": 99, "known_version": 2}

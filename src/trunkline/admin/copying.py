@@ -152,7 +152,7 @@ def _require_known(endpoint: Endpoint, schemas: Mapping[str, Schema]) -> None:
         if not schema.is_known:
             raise ConfigurationError(
                 f"{endpoint.shown_url} has version {schema.version} of the {store} schema, and this"
-                f" trunkline works with version {schema.known_version}"
+                f" trunkline works with version {schema.known_version}: {schema.advice}"
             )
 
 

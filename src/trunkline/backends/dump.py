@@ -33,6 +33,13 @@ class Schema(msgspec.Struct, frozen=True):
     def is_known(self) -> bool:
         return self.version == self.known_version
 
+    @property
+    def advice(self) -> str:
+        """What to do about a version that is not known."""
+        if (self.version or 0) > (self.known_version or 0):
+            return "upgrade trunkline"
+        return "start a bot on it once, which migrates it"
+
 
 class Table(ABC):
     """Rows of one kind, those of the adapter's namespace."""

@@ -103,7 +103,7 @@ def _report(inspection: Inspection) -> _Sections:
                 title,
                 Text(
                     f"This trunkline works with schema version {schema.known_version} and did not"
-                    " look inside."
+                    f" look inside: {schema.advice}."
                 ),
             )
         elif store in shown:

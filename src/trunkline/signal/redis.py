@@ -7,7 +7,7 @@ from typing import Any
 
 from trunkline.actors import Call
 from trunkline.backends import AdapterOptions
-from trunkline.backends.dump import Key, Row, Table
+from trunkline.backends.dump import Key, Row, Schema, Table
 from trunkline.backends.redis import Command, RedisAdapter, ScriptCall, load_script
 from trunkline.errors import UnreadableRecord
 from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned, unreadable
@@ -79,6 +79,10 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
     @property
     def tables(self) -> Sequence[Table]:
         return [_EntryTable(self)]
+
+    def schema(self) -> Schema | None:
+        old = self.server.call(Command("EXISTS", [_OLD_FAMILIES]))
+        return Schema(version=1, known_version=2) if old else super().schema()
 
     def namespaces(self) -> list[str]:
         return self.server.namespaces("trunkline:{*}:signal:families")

@@ -70,8 +70,6 @@ class SQLDump(Dumpable):
         """Each is found by one look into the index of a table."""
         found: set[str] = set()
         for table in self.sql_tables:
-            if "namespace" not in table.c:
-                return [self.namespace]
             column = table.c.namespace
             name: str | None = ""
             while name is not None:
@@ -88,7 +86,7 @@ class SQLTable(Table):
         self.name = table.name.removeprefix(_PREFIX)
         self._database = database
         self._table = table
-        self._namespace = {"namespace": namespace} if "namespace" in table.c else {}
+        self._namespace = namespace
         self._key = [one for one in table.primary_key if one.name != "namespace"]
         self._columns = [*self._key, *(one for one in table.columns if not one.primary_key)]
         self.key_width = len(self._key)
@@ -113,14 +111,13 @@ class SQLTable(Table):
             yield page
 
     def present(self, keys: Collection[Key]) -> set[Key]:
-        wanted = [(*self._namespace.values(), *key) for key in keys]
+        wanted = [(self._namespace, *key) for key in keys]
         return {tuple(row) for row in self._database.find(self._table, wanted, self._key)}
 
     def load(self, rows: Sequence[Row]) -> None:
-        names = [column.name for column in self._columns]
+        names = ["namespace", *(column.name for column in self._columns)]
         self._database.upsert(
-            self._table,
-            [self._namespace | dict(zip(names, row, strict=True)) for row in rows],
+            self._table, [dict(zip(names, (self._namespace, *row), strict=True)) for row in rows]
         )
 
     def erase(self) -> None:
@@ -128,8 +125,7 @@ class SQLTable(Table):
             self._database.connection.execute(sa.delete(self._table).where(*self._where(0)))
 
     def _where(self, at_ms: int) -> Iterator[sa.ColumnElement[bool]]:
-        for name, value in self._namespace.items():
-            yield self._table.c[name] == value
+        yield self._table.c.namespace == self._namespace
         if "expires_at_ms" in self._table.c and at_ms:
             ends = self._table.c.expires_at_ms
             yield ends.is_(None) | (ends > at_ms)
