@@ -118,7 +118,7 @@ def count_stored(url, request):
     """Counts what the database of `url` holds, past the store."""
     if url.startswith("valkey"):
         server = request.getfixturevalue("valkey_server")
-        return lambda _store: server.execute("DBSIZE")
+        return lambda _store: len(server.execute("KEYS", "*:fsm:\\[*"))
     if url.startswith("postgresql"):
         server = request.getfixturevalue("postgres_server")
         database = url.partition("@/")[2].partition("?")[0]
@@ -252,7 +252,7 @@ async def test_valkey_ends_a_conversation_by_its_own_clock(valkey_url, valkey_se
         with anyio.fail_after(10):
             while await store.get_state(BOT, KEY) is not None:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
-            while valkey_server.execute("DBSIZE"):  # noqa: ASYNC110
+            while valkey_server.execute("KEYS", "*:fsm:\\[*"):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
 
 
@@ -561,6 +561,29 @@ def test_conversations_of_the_first_version_are_kept_in_the_namespace_default(tm
     for _ in range(2):
         anyio.run(main)
     assert found == [FSMState("a", "one", {"x": [1]}), FSMState("a", "one", {"x": [1], "y": 2})]
+
+
+async def test_conversations_of_the_first_version_on_a_server_are_moved(valkey_url, valkey_server):
+    for number in range(1_200):
+        key = f'trunkline:fsm:["bot", "{number}"]'
+        data = (b"." + encode("x"), encode([number]), b"." + encode("y"), encode(2))
+        valkey_server.execute("HSET", key, "x", 1, "flow", "=one", "state", "=a", *data)
+    valkey_server.execute("PEXPIRE", key, 10**6)
+    valkey_server.execute("HSET", 'trunkline:fsm:["bot", "\\"empty\\""]', "x", 1)
+    for _ in range(2):
+        async with FSMStore(valkey_url) as store:
+            await store.init(BOT, ttl_ms=None)
+            for number in (0, 1_199):
+                found = await store.get_state(BOT, number)
+                assert found == FSMState("a", "one", {"x": [number], "y": 2})
+            assert await store.get_state(BOT, "empty") == FSMState()
+            assert await store.update_data(BOT, 7, {"z": 3}) == {"x": [7], "y": 2, "z": 3}
+            await store.set_data(BOT, 7, {"x": [7], "y": 2})
+            summary = await store._read(FSMAdapter.summary)
+            assert summary == {(BOT, Step("one", "a")): 1_200, (BOT, Step()): 1}
+    assert not valkey_server.execute("KEYS", "trunkline:fsm*")
+    (moved,) = valkey_server.execute("KEYS", "*1199*")
+    assert valkey_server.execute("PTTL", moved) > 0
 
 
 #: What trunkline 0.1.0 made of an empty file.

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from trunkline.actors import Call
+from trunkline.backends import AdapterOptions
 from trunkline.backends.codec import decode, encode
 from trunkline.backends.dump import Key, Row, Table
 from trunkline.backends.redis import (
@@ -38,6 +39,10 @@ _SCAN = load_script(__package__, "scan")
 _RESTORE = load_script(__package__, "head", "restore")
 _EXIST = load_script(__package__, "exist")
 _ERASE = load_script(__package__, "erase")
+_MIGRATE = load_script(__package__, "migrate")
+
+#: What the keys of trunkline 0.1 begin with, and their pattern.
+_OLD_PREFIX, _OLD_PATTERN = "trunkline:fsm:[", "trunkline:fsm:\\[*"
 
 
 class RedisFSMAdapter(RedisAdapter, FSMAdapter):
@@ -49,6 +54,21 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
         super().__init__(server, namespace=namespace, timeout_ms=timeout_ms)
         self._prefix = f"{self.prefix}:["
         self._pattern = self._prefix.replace("[", "\\[") + "*"
+
+    def open(self) -> None:
+        super().open()
+        if self.namespace != AdapterOptions().namespace:
+            return
+        cursor = b"0"
+        while True:
+            arguments = [cursor, _OLD_PATTERN, len(_OLD_PREFIX), self._prefix]
+            call = ScriptCall(_MIGRATE, [f"{self.prefix}:version"], arguments)
+            cursor = self.server.call(call)
+            if cursor == b"0":
+                return
+
+    def attach(self) -> None:
+        super().open()
 
     def run_together(self, calls: Sequence[Call]) -> None:
         """Every call is one of the server: one that fails has done nothing to the others."""
