@@ -131,7 +131,8 @@ async def test_a_frozen_server_keeps_nobody_waiting_and_what_it_was_sent_is_stor
     async with open_store(server.signal_url, timeout_ms=TIMEOUT_MS) as store:
         await store.set({"session": {"bob": b"before"}})
         with server.frozen():
-            with pytest.raises(StoreUnavailable, match="nobody knows whether this was stored"):
+            # PostgreSQL does not even answer to BEGIN.
+            with pytest.raises(StoreUnavailable, match=r"may have been stored|will never begin"):
                 await write(store)
             with pytest.raises(StoreUnavailable):
                 await store.get("session", ["bob"])
@@ -180,7 +181,7 @@ async def test_a_set_whose_answer_is_lost_may_be_stored_and_says_so(proxied):
     proxy, url, request = proxied
     async with open_store(url) as store:
         proxy.lose_answer_after = request
-        with pytest.raises(StoreUnavailable, match="nobody knows whether this was stored"):
+        with pytest.raises(StoreUnavailable, match="this may have been stored"):
             await store.set(MARK)
         proxy.lose_answer_after = []
         assert await stored(store) == MARKED
@@ -199,7 +200,7 @@ async def test_a_transaction_whose_answer_is_lost_is_no_conflict_and_is_not_run_
 
     async with open_store(url) as store:
         proxy.lose_answer_after = request
-        with pytest.raises(StoreUnavailable, match="nobody knows whether this was stored"):
+        with pytest.raises(StoreUnavailable, match="this may have been stored"):
             await store.transact("ann", count_up)
         proxy.lose_answer_after = []
         assert runs == 1

@@ -73,7 +73,7 @@ async def conversations(store: PersistenceStore) -> None:
 async def keys(store: SignalStore) -> None:
     assert_type(await store.get("session", ["ann"]), dict[str, Any])
     await store.set({"session": {"ann": b"1", "bob": None}})
-    async with store.transaction("ann") as transaction:
+    async with store.transaction("ann", timeout_ms=100) as transaction:
         assert_type(transaction, SignalTransaction)
         await transaction.set({"session": {"ann": b"2"}})
 
@@ -85,3 +85,6 @@ async def keys(store: SignalStore) -> None:
     await store.set({"session": b"1"})  # error: dict-item
     await store.transact("ann", count, retry=3)  # error: call-arg
     store.transaction(7)  # error: arg-type
+    store.transaction("ann", timeout=100)  # error: call-arg
+    SignalStore("memory://", call_timeout=1)  # error: call-arg
+    SignalStore("memory://", namespace=7)  # error: arg-type

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
+from trunkline.actors import RestartPolicy
 from trunkline.actors.task_group import open_task_group
 from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lock
 from trunkline.errors import (
+    CallTimeout,
     ConfigurationError,
     StoreUnavailable,
     TransactionConflict,
@@ -51,12 +53,15 @@ class SignalStore(Store[SignalAdapter]):
     Args:
         url: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…` or `memory://`.
         adapter: an adapter of your own, instead of a URL.
-        namespace: stores of two namespaces never see each other's keys.
+        namespace: the account: stores of two namespaces never see each other's keys and locks.
         encryption_key: a Fernet key, or several, with which values are encrypted at rest: the
             first encrypts, all decrypt.
         families: families to allow beside the ten of the protocol.
         name: stands in events, logs and errors.
-        **options: `call_timeout_ms`, `mailbox_size`, `max_batch`, `restart_policy`.
+        call_timeout_ms: how long a call may take, waiting included.
+        mailbox_size: calls that may wait for one worker; more make their callers wait for room.
+        max_batch: calls that are committed together at most.
+        restart_policy: how many crashes are forgiven, and the rest after each.
 
     Raises:
         ConfigurationError: a URL, key or option that can never work.
@@ -65,8 +70,8 @@ class SignalStore(Store[SignalAdapter]):
     Values are bytes, lists, maps, key pairs, whatever msgpack holds, and come back with the same
     types. They never appear in a repr, a log, an event or an error. Every method raises
     `StoreUnavailable` while the database is away, within `call_timeout_ms`. If the connection
-    breaks just when something is stored, it says that nobody knows whether it was: then it was
-    stored wholly or not at all.
+    breaks while something is stored, the error says that it may have been stored: wholly or not at
+    all. A value that cannot be decoded raises `UnreadableRecord`, with its family and id.
 
     Source: BaileysEx.Signal.Store, after the `keys` of Baileys. New is that two transactions which
     touch the same entries under different keys cannot silently undo one another.
@@ -92,13 +97,20 @@ class SignalStore(Store[SignalAdapter]):
         encryption_key: EncryptionKey | None = None,
         families: Iterable[str] = (),
         name: str = "signal",
-        **options: Any,
+        call_timeout_ms: int = 5_000,
+        mailbox_size: int = 1_024,
+        max_batch: int = 256,
+        restart_policy: RestartPolicy | None = None,
     ) -> None:
-        adapter_options = AdapterOptions(
-            namespace=namespace, timeout_ms=options.get("call_timeout_ms", 5_000)
+        options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms)
+        super().__init__(
+            choose_adapter(SignalAdapter, url, adapter, options),
+            name=name,
+            call_timeout_ms=call_timeout_ms,
+            mailbox_size=mailbox_size,
+            max_batch=max_batch,
+            restart_policy=restart_policy,
         )
-        chosen = choose_adapter(SignalAdapter, url, adapter, adapter_options)
-        super().__init__(chosen, name=name, **options)
         self._codec = _Codec(
             FAMILIES | _registered(families),
             None if encryption_key is None else Cipher(encryption_key),
@@ -110,6 +122,7 @@ class SignalStore(Store[SignalAdapter]):
         Raises:
             ConfigurationError: an unknown family, an id that is no string, or a value that cannot
                 be decrypted with this key.
+            UnreadableRecord: a value that is damaged. It can be replaced and deleted by `set`.
         """
         names = self._codec.names(family, ids)
         if not names:
@@ -131,7 +144,7 @@ class SignalStore(Store[SignalAdapter]):
             await self._commit(Commit(changes, _new_version()))
 
     async def clear(self) -> None:
-        """Delete everything."""
+        """Delete everything in the namespace."""
         await self._commit(Commit({}, _new_version(), clear=True))
 
     def transaction(
@@ -141,14 +154,20 @@ class SignalStore(Store[SignalAdapter]):
 
         It commits on leaving, and rolls back on an exception or a cancellation. Transactions on
         one key run one after another, in the order of arrival. On PostgreSQL, Redis and Valkey
-        those of other processes do so as well, in no particular order.
+        those of other processes do so as well, in no particular order. `tx.lock` reports if the
+        lock on the key is lost.
 
         One that is begun inside another, in its task or in a task started there, joins it, whatever
         its key: it is the same transaction, and what it did is committed or rolled back with the
         rest. An exception that leaves only the inner one undoes nothing. The store's own `get`,
         `set` and `clear` are outside of every transaction; use those of `tx`.
 
+        Args:
+            key: what is locked; any text.
+            timeout_ms: how long to wait for the lock; for ever by default.
+
         Raises:
+            CallTimeout: on entering: the lock was not free within `timeout_ms`.
             TransactionConflict: on leaving: something that it has touched was changed meanwhile by
                 another, under a different key or without a transaction; or its lock has ended.
                 Nothing of it is stored. `transact` runs a function again.
@@ -162,6 +181,7 @@ class SignalStore(Store[SignalAdapter]):
         function: Callable[[SignalTransaction], Awaitable[R]],
         *,
         retries: int = 8,
+        timeout_ms: int | None = None,
     ) -> R:
         """Run `function` in a transaction, and again on a conflict; what it returned.
 
@@ -170,6 +190,7 @@ class SignalStore(Store[SignalAdapter]):
             function: takes the transaction. It may run several times, and so should have no
                 effects but those on the store.
             retries: how often it is run again.
+            timeout_ms: as in `transaction`, for each attempt.
 
         Raises:
             TransactionConflict: the last attempt met one as well.
@@ -180,7 +201,7 @@ class SignalStore(Store[SignalAdapter]):
             raise ConfigurationError(f"retries is an int of 0 or more, not {retries!r}")
         for attempt in range(retries + 1):
             try:
-                async with self.transaction(key) as tx:
+                async with self.transaction(key, timeout_ms=timeout_ms) as tx:
                     return await function(tx)
             except TransactionConflict:
                 # Inside an outer transaction the conflict is for that one to deal with.
@@ -221,7 +242,7 @@ class SignalStore(Store[SignalAdapter]):
             yield outer
             return
         async with self._hold(f"transaction:{key}", timeout_ms) as lock:
-            tx = SignalTransaction(key, self._read_versions, self._read_names, self._codec)
+            tx = SignalTransaction(key, lock, self._read_versions, self._read_names, self._codec)
             token = _running.set({**_running.get(), id(self): tx})
             try:
                 yield tx
@@ -230,9 +251,9 @@ class SignalStore(Store[SignalAdapter]):
                 _running.reset(token)
             outcome = tx.outcome(_new_version())
             if outcome is not None:
-                await self._commit_untorn(outcome, lock)
+                await self._commit_uninterrupted(outcome, lock)
 
-    async def _commit_untorn(self, commit: Commit, lock: Lock) -> None:
+    async def _commit_uninterrupted(self, commit: Commit, lock: Lock) -> None:
         """Commit while the lock is held; a cancellation meanwhile is delivered afterwards."""
         if not self._adapter.blocking:
             await self._commit(commit)
@@ -258,12 +279,16 @@ class SignalStore(Store[SignalAdapter]):
 
     async def _commit(self, commit: Commit) -> None:
         try:
-            stored = await self._write(None, SignalAdapter.commit, commit)
+            # One that waits for another process does not hold up those of other keys.
+            order_by = min(commit.changes, default=None)
+            stored = await self._write(order_by, SignalAdapter.commit, commit)
         except StoreUnavailable as error:
-            if not isinstance(error, ConnectionLost) and error.__cause__ is None:
+            cause = error.__cause__
+            if isinstance(cause, CallTimeout) and not cause.begun:
                 raise
-            # It may have broken, or have taken too long, just before the answer.
-            raise StoreUnavailable(f"{error}; nobody knows whether this was stored") from error
+            if isinstance(error, ConnectionLost) or cause is not None:
+                raise StoreUnavailable(f"{error}; this may have been stored") from error
+            raise
         if not stored:
             raise TransactionConflict(
                 "another transaction has changed what this one has touched; nothing was stored"
@@ -293,13 +318,13 @@ class _Codec:
         self._cipher = cipher
 
     def lock(self, key: str) -> str:
-        return _text("the key of a transaction", key)
+        return _require_text("the key of a transaction", key)
 
     def names(self, family: str, ids: Iterable[str]) -> list[KeyName]:
         self._check_family(family)
         if isinstance(ids, str | bytes):
             raise ConfigurationError(f"ids of {family} are a list of strings, not one string")
-        names = (KeyName(family, _text(f"an id of {family}", one)) for one in ids)
+        names = (KeyName(family, _require_text(f"an id of {family}", one)) for one in ids)
         return list(dict.fromkeys(names))
 
     def changes(self, data: Mapping[str, Mapping[str, Any]]) -> dict[KeyName, bytes | None]:
@@ -313,7 +338,7 @@ class _Codec:
                     f"{family} takes a map of values by id, not {type(values).__name__}"
                 )
             for entry_id, value in values.items():
-                name = KeyName(family, _text(f"an id of {family}", entry_id))
+                name = KeyName(family, _require_text(f"an id of {family}", entry_id))
                 changes[name] = None if value is None else self._encode(name, value)
         return changes
 
@@ -362,10 +387,10 @@ class _Codec:
 def _registered(families: Iterable[str]) -> frozenset[str]:
     if isinstance(families, str):
         raise ConfigurationError(f"families= takes a list of names, not one: {families!r}")
-    return frozenset(_text("the name of a family", family) for family in families)
+    return frozenset(_require_text("the name of a family", family) for family in families)
 
 
-def _text(what: str, value: object) -> str:
+def _require_text(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise ConfigurationError(f"{what} is a str, not {type(value).__name__}")
     problem = text_problem(value) if value else "is empty"

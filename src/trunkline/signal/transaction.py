@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
+from trunkline.backends.locks import Lock
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, Versioned
 
 __all__ = ("SignalTransaction", "TransactionCodec")
@@ -35,12 +36,15 @@ class SignalTransaction:
     def __init__(
         self,
         key: str,
+        lock: Lock,
         read: Callable[[Collection[KeyName]], Awaitable[dict[KeyName, Versioned]]],
         read_names: Callable[[], Awaitable[Collection[KeyName]]],
         codec: TransactionCodec,
     ) -> None:
         #: The key it was begun with.
         self.key = key
+        #: The lock on the key. Where it is lost, the commit will raise `TransactionConflict`.
+        self.lock = lock
         #: Whether it is under way still.
         self.is_open = True
         self._read = read
@@ -86,7 +90,9 @@ class SignalTransaction:
             self._cleared = sum(self._seen[name] is not None for name in names)
         self._changes.clear()
 
-    def transaction(self, key: str) -> AbstractAsyncContextManager[SignalTransaction]:
+    def transaction(
+        self, key: str, *, timeout_ms: int | None = None
+    ) -> AbstractAsyncContextManager[SignalTransaction]:
         """This transaction itself: one that is begun inside another joins it, whatever its key."""
         self._codec.lock(key)
         return self._join()
@@ -97,8 +103,9 @@ class SignalTransaction:
         function: Callable[[SignalTransaction], Awaitable[R]],
         *,
         retries: int = 8,
+        timeout_ms: int | None = None,
     ) -> R:
-        """Run `function` in this transaction, once: a conflict is for whoever began it."""
+        """Run `function` in this transaction, once: a conflict is raised where it was begun."""
         async with self.transaction(key) as tx:
             return await function(tx)
 
