@@ -107,7 +107,8 @@ def copy_database(
                 raise ConfigurationError(
                     f"{source.shown_url} and {target.shown_url} are the same database"
                 )
-            copying = _Copying(source, _stores(source, target, only), namespace, on_progress)
+            stores = _stores(source, target, only, namespace)
+            copying = _Copying(source, stores, namespace, on_progress)
             if is_there and not force:
                 copying.check_target(target, resume=resume)
         with Endpoint(target_url, create=True, timeout_ms=_TARGET_TIMEOUT_MS) as target:
@@ -123,7 +124,9 @@ _TARGET_TIMEOUT_MS = 60_000
 _MINUTE_MS = 60_000
 
 
-def _stores(source: Endpoint, target: Endpoint, only: Collection[str]) -> list[str]:
+def _stores(
+    source: Endpoint, target: Endpoint, only: Collection[str], namespace: str | None
+) -> list[str]:
     """The stores to copy."""
     for store in only:
         if store not in source.can_hold:
@@ -138,7 +141,7 @@ def _stores(source: Endpoint, target: Endpoint, only: Collection[str]) -> list[s
     chosen = {store: schema for store, schema in schemas.items() if not only or store in only}
     _require_known(source, chosen)
     for store in [store for store in chosen if store not in target.can_hold]:
-        if any(part.table.count(wall_clock_ms()) for part in _parts(source, [store], None)):
+        if any(part.table.count(wall_clock_ms()) for part in _parts(source, [store], namespace)):
             raise ConfigurationError(
                 f"{target.shown_url} cannot hold the {store} store of {source.shown_url}:"
                 " choose which stores to copy"

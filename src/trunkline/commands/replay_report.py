@@ -72,25 +72,19 @@ def _span_ms(report: ReplayReport) -> int:
 def _outcomes_section(report: ReplayReport) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
-    table.add_column("replies", justify="right")
-    table.add_column("late answers", justify="right")
-    table.add_column("all", justify="right")
-    replies, late = report.replies, report.late_answers
-    for name, reply_count, late_count, total, meaning in (
-        ("hits", replies.hits, late.hits, report.hits, "the conversation's own route"),
-        (
-            "thread fallbacks",
-            replies.thread_fallbacks,
-            late.thread_fallbacks,
-            report.thread_fallbacks,
-            "its room's route instead",
-        ),
-        ("misses", replies.misses, late.misses, report.misses, "no route"),
-        ("resolves", report.messages, report.messages, report.resolves, ""),
+    for name in ("replies", "late answers", "all"):
+        table.add_column(name, justify="right")
+    for name, meaning in (
+        ("hits", "the conversation's own route"),
+        ("thread_fallbacks", "its room's route instead"),
+        ("misses", "no route"),
     ):
+        found = (getattr(one, name) for one in (report.replies, report.late_answers, report))
         table.add_row(
-            name, f"{reply_count:,}", f"{late_count:,}", f"{total:,}", Text(meaning, style="dim")
+            name.replace("_", " "), *(f"{count:,}" for count in found), Text(meaning, style="dim")
         )
+    totals = (report.messages, report.messages, report.resolves)
+    table.add_row("resolves", *(f"{count:,}" for count in totals))
     return Group(
         table,
         note(
