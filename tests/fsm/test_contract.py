@@ -42,6 +42,8 @@ class TestPostgreSQL(OnAManualClock):
 
 
 class TestValkey(FSMContract):
+    ttl_ms = 60_000
+
     @pytest.fixture
     def adapter(self, valkey_url):
         from trunkline.fsm.redis import RedisFSMAdapter

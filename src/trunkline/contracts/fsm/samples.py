@@ -20,7 +20,6 @@ __all__ = (
     "KINDS",
     "MORTAL",
     "SUBCLASSES",
-    "TTL_MS",
     "UNSTORABLE",
     "WRONG_KEYS",
     "Answer",
@@ -33,7 +32,6 @@ __all__ = (
 Expire: TypeAlias = Callable[[int], Awaitable[None]]
 
 BOT, KEY = "bot", (42, 7)
-TTL_MS = 200
 #: A bot whose conversations end when they are idle.
 MORTAL = "mortal"
 
