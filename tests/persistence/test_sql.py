@@ -310,6 +310,19 @@ async def test_stores_of_two_namespaces_do_not_see_each_other(url):
             await store.save_bridge_config(BridgeConfig.new(id="b"))
             await store.save_routing_policy(RoutingPolicy.new(room_id="r"))
             await store.save_ingress_subscription(IngressSubscription.new(bridge_id="b"))
+        for store in (one, other):
+            [_] = await store.get_messages("r")
+            [_] = await store.list_threads("r")
+            [_] = await store.list_room_bindings("r")
+            [_] = await store.list_bridge_configs()
+            [_] = await store.list_ingress_subscriptions("b")
+            for query in ({"name": ""}, {"channel": "telegram", "external_id": 7}):
+                people = await store.directory_search("participant", query)
+                assert len(people) == ("external_id" in query)
+            query = {"channel": "telegram", "bridge_id": "bot", "external_id": 42}
+            [_] = await store.directory_search("room", query)
+            with pytest.raises(NotFound):
+                await store.list_threads("r", after="t")
         everything = {kind: await other.scan(kind) for kind in await other.counts()}
         assert all(len(found) == 1 for found in everything.values())
         assert set((await one.counts()).values()) == {1}

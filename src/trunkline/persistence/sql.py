@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from operator import itemgetter
@@ -26,6 +26,7 @@ from trunkline.persistence.documents import (
     UNREADABLE,
     decode_document,
     dump_model,
+    kind_of,
     load_model,
 )
 from trunkline.persistence.models import (
@@ -101,21 +102,20 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- rooms -----------------------------------------------------------------------------------
 
     def save_room(self, room: Room) -> Room:
-        self._upsert(rooms, _room_row(room))
-        return room
+        return self._save(room)
 
     def get_room(self, room_id: str) -> Room:
-        return self._one(Room, _by_id(rooms), {"id": room_id}, f"no Room {room_id!r}")
+        return self._get(Room, id=room_id)
 
     def delete_room_part(self, room_id: str, limit: int) -> bool:
         key = {"room_id": room_id, "limit": limit}
         for table in (room_bindings, routing_policies):
-            self._execute(_delete_of_room(table), key)
+            self._execute(_delete_by(table, "room_id"), key)
         for table in (messages, threads):
             self._execute(_delete_oldest(table), key)
-            if self._value(_any_of_room(table), key) is not None:
+            if self._execute(_any_of_room(table), key).rows:
                 return False
-        self._execute(_delete_by_id(rooms), {"id": room_id})
+        self._execute(_delete_by(rooms, "id"), {"id": room_id})
         return True
 
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
@@ -128,54 +128,61 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def save_participant(self, participant: Participant) -> Participant:
         # Its row is locked now, and so its external ids are nobody else's to change.
-        self._upsert(participants, _participant_row(participant))
+        self._save(participant)
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
         self._replace_external_ids(participant.id, ids)
         return participant
 
     def get_participant(self, participant_id: str) -> Participant:
-        return self._one(
-            Participant,
-            _by_id(participants),
-            {"id": participant_id},
-            f"no Participant {participant_id!r}",
-        )
+        return self._get(Participant, id=participant_id)
 
     def delete_participant(self, participant_id: str) -> None:
         key = {"id": participant_id}
-        if self._first(Participant, _locked(participants), key) is not None:
+        if self._execute(self._locked(Participant), key).rows:
             self._replace_external_ids(participant_id, set())
-            self._execute(_delete_by_id(participants), key)
+            self._execute(_delete_by(participants, "id"), key)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
     ) -> Participant:
-        key = {"channel": channel, "external_id": external_id}
-        found = self._first(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
+        sender = (channel, external_id)
+        found = self._known_participants([sender]).get(sender)
         if found is not None:
             return found
         ids = {one: str(value) for one, value in candidate.external_ids.items()}
-        if self._insert(participants, _participant_row(candidate)):
+        if self._insert(participants, _row_of(candidate)):
             self._replace_external_ids(candidate.id, set(ids.items()))
-            found = self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
+            found = _met(self._known_participants([sender]).get(sender))
             if found.id != candidate.id:
                 # Another process was faster.
                 self.delete_participant(candidate.id)
             return found
-        known = self._met(Participant, _locked(participants), {"id": candidate.id})
+        known = _met(self._first(Participant, self._locked(Participant), {"id": candidate.id}))
         external_ids = {**known.external_ids, channel: candidate.external_ids[channel]}
         self.save_participant(replace(known, external_ids=external_ids))
-        return self._met(Participant, _PARTICIPANT_BY_EXTERNAL_ID, key)
+        return _met(self._known_participants([sender]).get(sender))
+
+    def _known_participants(self, senders: Collection[_Key]) -> dict[_Key, Participant]:
+        """Who holds external ids, by channel and external id."""
+        by = ("channel", "external_id")
+        rows = self._find(participant_external_ids, senders, ("participant_id", *by, "holder"), by)
+        return self._referred(Participant, [row[:-1] for row in rows if row[-1] == 1])
 
     def _replace_external_ids(self, participant_id: str, ids: set[tuple[str, str]]) -> None:
         """Let a participant, whose row is locked, have these pairs of channel and external id."""
-        rows = self._execute(_EXTERNAL_IDS, {"participant_id": participant_id}).rows
-        held = {(channel, external_id) for channel, external_id in rows}
+        columns = ("channel", "external_id")
+        keys = [(participant_id,)]
+        held = set(
+            map(tuple, self._find(participant_external_ids, keys, columns, ("participant_id",)))
+        )
         for channel, external_id in sorted(held ^ ids):
             # Who holds an external id depends on others who have it: one process at a time decides.
             self._lock("external_id", channel, external_id)
         for channel, external_id in sorted(held - ids):
-            self._execute(_DROP_EXTERNAL_ID, {"participant_id": participant_id, "channel": channel})
+            self._execute(
+                _delete_by(participant_external_ids, "participant_id", "channel"),
+                {"participant_id": participant_id, "channel": channel},
+            )
             self.database.execute(
                 _PROMOTE_FIRST,
                 {"of_namespace": self.namespace, "of_channel": channel, "of_id": external_id},
@@ -194,8 +201,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def save_message(self, message: Message) -> Message:
         self._require_room(message.room_id)
-        self._upsert(messages, _message_row(message))
-        return message
+        return self._save(message)
 
     def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
         known = self._known_rooms({message.room_id for message in messages_})
@@ -206,9 +212,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         ]
 
     def get_message(self, message_id: str) -> Message:
-        return self._one(
-            Message, _by_id(messages), {"id": message_id}, f"no Message {message_id!r}"
-        )
+        return self._get(Message, id=message_id)
 
     def get_messages(
         self,
@@ -231,51 +235,38 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self._all(Message, statement, parameters)[::-1]
 
     def delete_message(self, message_id: str) -> None:
-        self._execute(_delete_by_id(messages), {"id": message_id})
+        self._execute(_delete_by(messages, "id"), {"id": message_id})
 
     def get_message_by_external_id(
         self, channel: str, bridge_id: str, external_id: str, room_id: str | None
     ) -> Message:
         key = {"channel": channel, "bridge_id": bridge_id, "external_id": external_id}
-        return self._one(
-            Message,
-            _MESSAGE_BY_EXTERNAL_ID if room_id is None else _MESSAGE_OF_ROOM_BY_EXTERNAL_ID,
-            {**key, "room_id": room_id},
-            f"no message {external_id!r} of {channel}:{bridge_id}",
-        )
+        if room_id is not None:
+            key["room_id"] = room_id
+        return self._get(Message, f"no message {external_id!r} of {channel}:{bridge_id}", **key)
 
     def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
-        missing = f"no Message {message_id!r}"
-        message = self._one(Message, _locked(messages), {"id": message_id}, missing)
-        changed = replace(message, external_id=external_id, updated_at=now())
-        self._upsert(messages, _message_row(changed))
-        return changed
+        message = self._first(Message, self._locked(Message), {"id": message_id})
+        if message is None:
+            raise NotFound(f"no Message {message_id!r}")
+        return self._save(replace(message, external_id=external_id, updated_at=now()))
 
     # -- threads ---------------------------------------------------------------------------------
 
     def save_thread(self, thread: Thread) -> Thread:
         self._require_room(thread.room_id)
-        self._upsert(threads, _thread_row(thread))
-        return thread
+        return self._save(thread)
 
     def get_thread(self, thread_id: str) -> Thread:
-        return self._one(Thread, _by_id(threads), {"id": thread_id}, f"no Thread {thread_id!r}")
+        return self._get(Thread, id=thread_id)
 
     def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
-        return self._one(
-            Thread,
-            _THREAD_BY_EXTERNAL_ID,
-            {"room_id": room_id, "external_thread_id": external_thread_id},
-            f"room {room_id!r} has no thread {external_thread_id!r}",
-        )
+        missing = f"room {room_id!r} has no thread {external_thread_id!r}"
+        return self._get(Thread, missing, room_id=room_id, external_thread_id=external_thread_id)
 
     def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
-        return self._one(
-            Thread,
-            _THREAD_BY_ROOT,
-            {"room_id": room_id, "root_message_id": root_message_id},
-            f"room {room_id!r} has no thread that begins with {root_message_id!r}",
-        )
+        missing = f"room {room_id!r} has no thread that begins with {root_message_id!r}"
+        return self._get(Thread, missing, room_id=room_id, root_message_id=root_message_id)
 
     def list_threads(
         self, room_id: str, limit: int, after: str | None, status: str | None
@@ -288,46 +279,44 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- bindings --------------------------------------------------------------------------------
 
     def get_or_create_room_by_external_binding(self, candidate: Room, binding: RoomBinding) -> Room:
-        row = _binding_row(binding)
-        found = self._first(Room, _ROOM_BY_BINDING, row)
+        source = _source(binding)
+        found = self._bound_rooms([source], key_share=True).get(source)
         if found is not None:
             return found
         self._require_new_binding(binding)
-        room = candidate
-        is_new = self._insert(rooms, _room_row(candidate))
+        room, is_new = candidate, self._insert(rooms, _row_of(candidate))
         if not is_new:
             self._known_rooms([room.id])
-            room = self._met(Room, _by_id(rooms), {"id": room.id})
-        if self._insert(room_bindings, row):
+            room = _met(self._first(Room, _select_by(rooms, "id"), {"id": room.id}))
+        if self._insert(room_bindings, _row_of(binding)):
             return room
         # Another process was faster; its row is committed, since the insert waited for it.
         if is_new:
-            self._execute(_delete_by_id(rooms), {"id": candidate.id})
-        return self._met(Room, _ROOM_BY_BINDING, row)
+            self._execute(_delete_by(rooms, "id"), {"id": candidate.id})
+        return _met(self._bound_rooms([source], key_share=True).get(source))
 
     def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
-        return self._one(
-            Room,
-            _ROOM_BY_BINDING,
-            {"channel": channel, "bridge_id": bridge_id, "external_room_id": external_id},
-            f"no room is bound to {channel}:{bridge_id}:{external_id}",
-        )
+        source = (channel, bridge_id, external_id)
+        found = self._bound_rooms([source]).get(source)
+        if found is None:
+            raise NotFound(f"no room is bound to {':'.join(source)}")
+        return found
 
     def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
         self._require_room(binding.room_id)
-        row = _binding_row(binding)
-        standing = self._first(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
+        row = _row_of(binding)
+        by_source = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
+        standing = self._first(RoomBinding, by_source, row)
         if standing is None:
             self._require_new_binding(binding)
             if self._insert(room_bindings, row):
                 return binding
             # Another process was faster; its row is committed, since the insert waited for it.
-            standing = self._met(RoomBinding, _BINDING_BY_EXTERNAL_ID, row)
+            standing = _met(self._first(RoomBinding, by_source, row))
         if standing.room_id == binding.room_id:
             return standing
         raise AlreadyBound(
-            f"{binding.channel}:{binding.bridge_id}:{binding.external_room_id} is bound to room"
-            f" {standing.room_id!r} already",
+            f"{':'.join(_source(binding))} is bound to room {standing.room_id!r} already",
             standing.room_id,
         )
 
@@ -336,14 +325,23 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self._all_of_new(RoomBinding, statement)
 
     def delete_room_binding(self, binding_id: str) -> None:
-        self._delete(room_bindings, {"id": binding_id}, f"no RoomBinding {binding_id!r}")
+        self._delete(room_bindings, f"no RoomBinding {binding_id!r}", id=binding_id)
 
     def _require_new_binding(self, binding: RoomBinding) -> None:
-        other = self._first(RoomBinding, _by_id(room_bindings), {"id": binding.id})
+        by_id = _select_by(room_bindings, "id")
+        other = self._first(RoomBinding, by_id, {"id": binding.id})
         if other is not None:
             raise AlreadyBound(
                 f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
             )
+
+    def _bound_rooms(
+        self, sources: Collection[_Key], *, key_share: bool = False
+    ) -> dict[_Key, Room]:
+        """The rooms to which external rooms are bound."""
+        by = ("channel", "bridge_id", "external_room_id")
+        rows = self._find(room_bindings, sources, ("room_id", *by), by)
+        return self._referred(Room, rows, key_share=key_share)
 
     # -- directory -------------------------------------------------------------------------------
 
@@ -386,23 +384,16 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return flow
 
     def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
-        rows = self._execute(_by_id(onboarding_flows), {"id": onboarding_id}).rows
+        rows = self._find(onboarding_flows, [(onboarding_id,)], ("document",))
         if not rows:
             raise NotFound(f"no onboarding flow {onboarding_id!r}")
         return load_model(dict, onboarding_flows.name, onboarding_id, rows[0][0])
 
     def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
-        row = {"id": config.id, "enabled": config.enabled, "document": dump_model(config)}
-        self._upsert(bridge_configs, row)
-        return config
+        return self._save(config)
 
     def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
-        return self._one(
-            BridgeConfig,
-            _by_id(bridge_configs),
-            {"id": bridge_id},
-            f"no BridgeConfig {bridge_id!r}",
-        )
+        return self._get(BridgeConfig, id=bridge_id)
 
     def list_bridge_configs(
         self, limit: int, after: str | None, enabled: bool | None
@@ -413,35 +404,21 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self._all_of_new(BridgeConfig, statement)
 
     def delete_bridge_config(self, bridge_id: str) -> None:
-        self._delete(bridge_configs, {"id": bridge_id}, f"no BridgeConfig {bridge_id!r}")
+        self._delete(bridge_configs, f"no BridgeConfig {bridge_id!r}", id=bridge_id)
 
     def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
         self._require_room(policy.room_id)
-        self._upsert(routing_policies, {"room_id": policy.room_id, "document": dump_model(policy)})
-        return policy
+        return self._save(policy)
 
     def get_routing_policy(self, room_id: str) -> RoutingPolicy:
-        return self._one(
-            RoutingPolicy,
-            _POLICY_OF_ROOM,
-            {"room_id": room_id},
-            f"no routing policy of room {room_id!r}",
-        )
+        return self._get(RoutingPolicy, f"no routing policy of room {room_id!r}", room_id=room_id)
 
     def delete_routing_policy(self, room_id: str) -> None:
-        self._delete(
-            routing_policies, {"room_id": room_id}, f"no routing policy of room {room_id!r}"
-        )
+        missing = f"no routing policy of room {room_id!r}"
+        self._delete(routing_policies, missing, room_id=room_id)
 
     def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
-        row = {
-            "bridge_id": subscription.bridge_id,
-            "subscription_id": subscription.subscription_id or "",
-            "status": subscription.status,
-            "document": dump_model(subscription),
-        }
-        self._upsert(ingress_subscriptions, row)
-        return subscription
+        return self._save(subscription)
 
     def list_ingress_subscriptions(
         self, bridge_id: str, limit: int, after: str | None, status: str | None
@@ -455,11 +432,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self._all_of_new(IngressSubscription, statement)
 
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
-        self._delete(
-            ingress_subscriptions,
-            {"bridge_id": bridge_id, "subscription_id": subscription_id or ""},
-            f"bridge {bridge_id!r} has no subscription {subscription_id!r}",
-        )
+        missing = f"bridge {bridge_id!r} has no subscription {subscription_id!r}"
+        key = {"bridge_id": bridge_id, "subscription_id": subscription_id or ""}
+        self._delete(ingress_subscriptions, missing, **key)
 
     # -- as a whole ------------------------------------------------------------------------------
 
@@ -528,12 +503,10 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return results
 
     def _rooms_of(self, inbounds: Sequence[Inbound]) -> dict[_Key, Room | AlreadyBound]:
-        """The rooms to which external rooms are bound; they stay until the transaction ends."""
+        """The rooms that messages came from; they stay until the transaction ends."""
         sources = {_source(one.binding): one for one in reversed(inbounds)}
-        by = ("channel", "bridge_id", "external_room_id")
-        rows = self._find(room_bindings, sources, ("room_id", *by), by)
         room_of: dict[_Key, Room | AlreadyBound] = {}
-        room_of |= self._referred(Room, rows, key_share=True)
+        room_of |= self._bound_rooms(sources, key_share=True)
         for source, inbound in sources.items():
             if source in room_of:
                 continue
@@ -552,27 +525,13 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             for one in reversed(inbounds)
             if one.participant is not None
         }
-        by = ("channel", "external_id")
-        columns = ("participant_id", *by, "holder")
-        rows = self._find(participant_external_ids, senders, columns, by)
-        participant_of = self._referred(Participant, [row[:-1] for row in rows if row[-1] == 1])
-        for sender in senders.keys() - participant_of.keys():
-            participant_of[sender] = self.get_or_create_participant_by_external_id(
-                *sender, senders[sender]
-            )
+        participant_of = self._known_participants(senders)
+        for sender, candidate in senders.items():
+            if sender not in participant_of:
+                participant_of[sender] = self.get_or_create_participant_by_external_id(
+                    *sender, candidate
+                )
         return participant_of
-
-    def _referred(
-        self, kind: type[M], rows: Sequence[Any], *, key_share: bool = False
-    ) -> dict[_Key, M]:
-        """Models by the keys of rows that refer to them, each an id and a key."""
-        table = _TABLE_OF[kind]
-        ids = {(row[0],) for row in rows}
-        found = {
-            row[1]: _load(kind, table, row)
-            for row in self._find(table, ids, ("document", "id"), key_share=key_share)
-        }
-        return {tuple(key): found[model_id] for model_id, *key in rows if model_id in found}
 
     def _threads_of(
         self, inbounds: Sequence[Inbound], room_of: Mapping[_Key, Room | AlreadyBound]
@@ -609,21 +568,24 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _get_or_create_thread(self, room_id: str, external_id: str, candidate: Thread) -> Thread:
         self._lock("thread", room_id, external_id)
+        by_external_id = _select_by(threads, "room_id", "external_thread_id")
         key = {"room_id": room_id, "external_thread_id": external_id}
-        thread = self._first(Thread, _THREAD_BY_EXTERNAL_ID, key)
-        if thread is None:
-            thread = replace(candidate, room_id=room_id)
-            self._upsert(threads, _thread_row(thread))
-        return thread
+        thread = self._first(Thread, by_external_id, key)
+        return thread or self._save(replace(candidate, room_id=room_id))
 
     def _standing(self, inbound: Inbound) -> Message:
         """The message that an insert has met."""
-        key = inbound.key
-        found = key and self._first(Message, _MESSAGE_BY_KEY, {"inbound_key": key})
-        return found or self._met(Message, _by_id(messages), {"id": inbound.message.id})
+        found = None
+        if inbound.key is not None:
+            by_key = _select_by(messages, "inbound_key")
+            found = self._first(Message, by_key, {"inbound_key": inbound.key})
+        by_id = _select_by(messages, "id")
+        return found or _met(self._first(Message, by_id, {"id": inbound.message.id}))
 
     def counts(self) -> dict[str, int]:
-        return {kind: self._value(_count(table), {}) for kind, table in _TABLES.items()}
+        return {
+            kind: self._execute(_count(table), {}).rows[0][0] for kind, table in _TABLES.items()
+        }
 
     def scan(
         self, kind: str, limit: int, after: str | None, newest_first: bool
@@ -677,6 +639,18 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             key_share=key_share,
         )
 
+    def _referred(
+        self, kind: type[M], rows: Sequence[Any], *, key_share: bool = False
+    ) -> dict[_Key, M]:
+        """Models by the keys of rows that refer to them, each an id and a key."""
+        table = _TABLE_OF[kind]
+        ids = {(row[0],) for row in rows}
+        found = {
+            row[1]: _load(kind, table, row)
+            for row in self._find(table, ids, ("document", "id"), key_share=key_share)
+        }
+        return {tuple(key): found[model_id] for model_id, *key in rows if model_id in found}
+
     def _known_rooms(self, room_ids: Collection[str]) -> set[str]:
         """Those of some rooms that there are; they stay until the transaction ends."""
         keys = {(room_id,) for room_id in room_ids}
@@ -689,34 +663,31 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     def _all_of_new(self, kind: type[M], statement: Any) -> list[M]:
         return [_load(kind, _TABLE_OF[kind], row) for row in self._execute_new(statement)]
 
-    def _value(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
-        """The first column of the first row; `None` if there is no row."""
-        rows = self._execute(statement, parameters).rows
-        return rows[0][0] if rows else None
-
     def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
         found = self._all(kind, statement, parameters)
         return found[0] if found else None
 
-    def _one(self, kind: type[M], statement: Any, parameters: Mapping[str, Any], missing: str) -> M:
-        found = self._first(kind, statement, parameters)
+    def _get(self, kind: type[M], missing: str = "", **key: str) -> M:
+        """The model with a key, the newest of several; `missing` is the error if there is none."""
+        found = self._first(kind, _select_by(_TABLE_OF[kind], *key), key)
         if found is None:
-            raise NotFound(missing)
+            raise NotFound(missing or f"no {kind.__name__} {key['id']!r}")
         return found
 
-    def _met(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M:
-        """The row of another process that an insert has just met."""
-        found = self._first(kind, statement, parameters)
-        if found is None:
-            raise Conflict(f"another process deletes a {kind.__name__} that it has just made")
-        return found
+    def _locked(self, kind: type[Model]) -> sa.Select[Any]:
+        """Selects a model by its id; nobody else may change it until the transaction ends."""
+        return self.database.for_update(_select_by(_TABLE_OF[kind], "id"))
+
+    def _save(self, model: M) -> M:
+        self._upsert(_TABLE_OF[kind_of(model)], _row_of(model))
+        return model
 
     def _instant(self, table: sa.Table, room_id: str, model_id: str) -> int:
         """When a message, thread or binding of a room was inserted, in microseconds."""
-        key = {"room_id": room_id, "id": model_id}
-        instant: int | None = self._value(_instant_of(table), key)
-        if instant is None:
+        rows = self._find(table, [(room_id, model_id)], ("inserted_at_us",), ("room_id", "id"))
+        if not rows:
             raise NotFound(f"room {room_id!r} has no {_KIND_OF[table].__name__} {model_id!r}")
+        instant: int = rows[0][0]
         return instant
 
     def _of_room(
@@ -724,16 +695,11 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     ) -> sa.Select[Any]:
         """The first of a room by time and id."""
         order = (table.c.inserted_at_us, table.c.id)
-        statement = (
-            sa.select(table.c.document)
-            .where(table.c.room_id == room_id)
-            .order_by(*order)
-            .limit(limit)
-        )
+        statement = _documents(table).where(table.c.room_id == room_id)
         if after is not None:
             last = (self._instant(table, room_id, after), after)
             statement = statement.where(sa.tuple_(*order) > sa.tuple_(*map(sa.literal, last)))
-        return statement
+        return statement.order_by(*order).limit(limit)
 
     def _require_room(self, room_id: str) -> None:
         """Refuse an unknown room; a known one stays until the transaction ends."""
@@ -753,9 +719,16 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         given = [{**row, "namespace": self.namespace} for row in rows]
         return {key[1] for key in self.database.insert_absent(table, given)}
 
-    def _delete(self, table: sa.Table, key: Mapping[str, Any], missing: str) -> None:
-        if self._execute(_delete_by_key(table), key).rowcount == 0:
+    def _delete(self, table: sa.Table, missing: str, **key: str) -> None:
+        if self._execute(_delete_by(table, *key), key).rowcount == 0:
             raise NotFound(missing)
+
+
+def _met(found: M | None) -> M:
+    """What another process has just stored, as an insert has shown."""
+    if found is None:
+        raise Conflict("another process deletes what it has just stored")
+    return found
 
 
 # Statements are made once: SQLAlchemy finds the compiled form of a statement that it has met.
@@ -779,13 +752,12 @@ def _is_given(table: sa.Table, *names: str) -> list[Any]:
 
 
 @cache
-def _by_id(table: sa.Table) -> sa.Select[Any]:
-    return _documents(table).where(table.c.id == sa.bindparam("id"))
-
-
-@cache
-def _locked(table: sa.Table) -> sa.Select[Any]:
-    return _by_id(table).with_for_update()
+def _select_by(table: sa.Table, *names: str) -> sa.Select[Any]:
+    """Selects a document by the values of columns: the newest of several."""
+    statement = _documents(table).where(*_is_given(table, *names))
+    if "inserted_at_us" in table.c and "id" not in names:
+        return statement.order_by(table.c.inserted_at_us.desc(), table.c.id.desc()).limit(1)
+    return statement
 
 
 @cache
@@ -800,8 +772,8 @@ def _page(table: sa.Table, column: sa.Column[str], limit: int, after: str | None
 
 
 @cache
-def _delete_of_room(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(*_is_given(table, "room_id"))
+def _delete_by(table: sa.Table, *names: str) -> sa.Delete:
+    return sa.delete(table).where(*_is_given(table, *names))
 
 
 @cache
@@ -821,56 +793,7 @@ def _any_of_room(table: sa.Table) -> sa.Select[Any]:
     return sa.select(table.c.id).where(*_is_given(table, "room_id")).limit(1)
 
 
-@cache
-def _instant_of(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(table.c.inserted_at_us).where(*_is_given(table, "id", "room_id"))
-
-
-@cache
-def _delete_by_id(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(*_is_given(table, "id"))
-
-
-@cache
-def _delete_by_key(table: sa.Table) -> sa.Delete:
-    return sa.delete(table).where(*_is_given(table, *(one.name for one in _key_columns(table))))
-
-
-def _select_by(table: sa.Table, *names: str, newest: bool = False) -> sa.Select[Any]:
-    statement = _documents(table).where(*(table.c[name] == sa.bindparam(name) for name in names))
-    if newest:
-        statement = statement.order_by(table.c.inserted_at_us.desc(), table.c.id.desc()).limit(1)
-    return statement
-
-
-_MESSAGE_BY_EXTERNAL_ID = _select_by(messages, "channel", "bridge_id", "external_id", newest=True)
-_MESSAGE_OF_ROOM_BY_EXTERNAL_ID = _select_by(
-    messages, "channel", "bridge_id", "external_id", "room_id", newest=True
-)
-_MESSAGE_BY_KEY = _select_by(messages, "inbound_key")
-_THREAD_BY_EXTERNAL_ID = _select_by(threads, "room_id", "external_thread_id", newest=True)
-_THREAD_BY_ROOT = _select_by(threads, "room_id", "root_message_id", newest=True)
-_BINDING_BY_EXTERNAL_ID = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
-_POLICY_OF_ROOM = _select_by(routing_policies, "room_id")
-_ROOM_BY_BINDING = (
-    _documents(rooms)
-    .join(room_bindings)
-    .where(*_is_given(room_bindings, "channel", "bridge_id", "external_room_id"))
-)
-_PARTICIPANT_BY_EXTERNAL_ID = (
-    _documents(participants)
-    .join(participant_external_ids)
-    .where(
-        *_is_given(participant_external_ids, "channel", "external_id"),
-        participant_external_ids.c.holder == 1,
-    )
-)
-
 _external = participant_external_ids.c
-_EXTERNAL_IDS = sa.select(_external.channel, _external.external_id).where(
-    *_is_given(participant_external_ids, "participant_id")
-)
-_DROP_EXTERNAL_ID = _delete_by_key(participant_external_ids)
 # SQLAlchemy takes a parameter with the name of a column for a new value of it.
 _same_external_id = (
     (_external.namespace == sa.bindparam("of_namespace"))
@@ -902,11 +825,7 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
             sa.bindparam(f"{name}_us", type_=sa.BigInteger), sa.bindparam(name, type_=sa.Text)
         )
 
-    statement = (
-        _select_by(messages, "room_id")
-        .order_by(messages.c.inserted_at_us.desc(), messages.c.id.desc())
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-    )
+    statement = _select_by(messages, "room_id").limit(sa.bindparam("limit", type_=sa.Integer))
     if before:
         statement = statement.where(position < bound("before"))
     if after:
@@ -916,38 +835,34 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
     return statement
 
 
-_TABLES = {
-    "rooms": rooms,
-    "participants": participants,
-    "threads": threads,
-    "messages": messages,
-    "room_bindings": room_bindings,
-    "onboarding_flows": onboarding_flows,
-    "bridge_configs": bridge_configs,
-    "routing_policies": routing_policies,
-    "ingress_subscriptions": ingress_subscriptions,
-}
-
-
+_TABLES = {kind: rooms.metadata.tables[f"trunkline_{kind}"] for kind in KINDS}
 _TABLE_OF = {KINDS[kind]: table for kind, table in _TABLES.items()}
 _KIND_OF = {table: kind for kind, table in _TABLE_OF.items()}
 
 
-def _room_row(room: Room) -> dict[str, Any]:
+def _row_of(model: Model) -> dict[str, Any]:
+    """What is stored of a model, by column, but for the namespace."""
+    if isinstance(model, Message):
+        return _message_row(model)
+    columns = _TABLE_OF[kind_of(model)].columns.keys()[1:]
     return {
-        "id": room.id,
-        "type": room.type,
-        "folded_name": _folded(room.name),
-        "document": dump_model(room),
+        name: _VALUES[name](model) if name in _VALUES else getattr(model, name) for name in columns
     }
 
 
-def _participant_row(participant: Participant) -> dict[str, Any]:
-    return {
-        "id": participant.id,
-        "folded_name": _folded(participant.identity.get("name")),
-        "document": dump_model(participant),
-    }
+#: Of the columns that are not fields of a model, how their values are made.
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "document": dump_model,
+    "inserted_at_us": lambda model: _microseconds(model.inserted_at),
+    "folded_name": lambda model: _folded(
+        model.name if isinstance(model, Room) else model.identity.get("name")
+    ),
+    "external_room_id": lambda binding: str(binding.external_room_id),
+    "external_thread_id": lambda thread: (
+        None if thread.external_thread_id is None else str(thread.external_thread_id)
+    ),
+    "subscription_id": lambda subscription: subscription.subscription_id or "",
+}
 
 
 def _message_row(message: Message) -> dict[str, Any]:
@@ -962,31 +877,6 @@ def _message_row(message: Message) -> dict[str, Any]:
         "inbound_key": None,
         "inserted_at_us": _microseconds(message.inserted_at),
         "document": dump_model(message),
-    }
-
-
-def _thread_row(thread: Thread) -> dict[str, Any]:
-    external_id = thread.external_thread_id
-    return {
-        "id": thread.id,
-        "room_id": thread.room_id,
-        "external_thread_id": None if external_id is None else str(external_id),
-        "root_message_id": thread.root_message_id,
-        "status": thread.status,
-        "inserted_at_us": _microseconds(thread.inserted_at),
-        "document": dump_model(thread),
-    }
-
-
-def _binding_row(binding: RoomBinding) -> dict[str, Any]:
-    return {
-        "id": binding.id,
-        "room_id": binding.room_id,
-        "channel": binding.channel,
-        "bridge_id": binding.bridge_id,
-        "external_room_id": str(binding.external_room_id),
-        "inserted_at_us": _microseconds(binding.inserted_at),
-        "document": dump_model(binding),
     }
 
 
