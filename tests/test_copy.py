@@ -561,14 +561,26 @@ def test_ctrl_c_ends_a_copy_in_one_line(bot_db, postgres_url):
 # -- when the counts differ ----------------------------------------------------------------------
 
 
-def test_a_database_of_an_older_version_is_refused_and_left_as_it_is(valkey_server, valkey_url):
-    """Opening a store would migrate it; what is copied from may still serve an older bot."""
-    key = "trunkline:{signal}:family:session"
-    valkey_server.execute("SADD", "trunkline:{signal}:families", "session")
-    valkey_server.execute("HSET", key, "ada", "1:x")
-    with pytest.raises(ConfigurationError, match=r"version 1 of the signal.*start a bot on it"):
+OLD_KEYS = {
+    "signal": [
+        ("SADD", "trunkline:{signal}:families", "session"),
+        ("HSET", "trunkline:{signal}:family:session", "ada", "1:x"),
+    ],
+    "fsm": [("HSET", 'trunkline:fsm:["bot", "1"]', "x", 1, "state", "=waiting")],
+}
+
+
+@pytest.mark.parametrize("store", OLD_KEYS)
+def test_a_server_of_an_older_version_is_refused_and_left_as_it_is(
+    valkey_server, valkey_url, store
+):
+    """Opening a store would migrate it, and it may still serve an older bot."""
+    for command in OLD_KEYS[store]:
+        valkey_server.execute(*command)
+    keys = sorted(valkey_server.execute("KEYS", "*"))
+    with pytest.raises(ConfigurationError, match=f"version 1 of the {store}.*start a bot on it"):
         copy_database(valkey_url, "sqlite:///copy.db")
-    assert valkey_server.execute("HGET", key, "ada") == b"1:x"
+    assert sorted(valkey_server.execute("KEYS", "*")) == keys
     assert not Path("copy.db").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from importlib.resources import files
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -152,15 +152,19 @@ class RedisServer:
         run_id = info.partition(b"run_id:")[2].split()[0].decode()
         return f"{run_id}:{self._pool.connection_kwargs.get('db') or 0}"
 
-    def namespaces(self, pattern: str) -> list[str]:
-        """What stands in the first braces of the keys that match, sorted."""
-        found: set[bytes] = set()
+    def keys(self, pattern: str) -> Iterator[bytes]:
+        """The keys that match, some maybe twice."""
         cursor = b"0"
         while True:
             cursor, keys = self.call(Command("SCAN", [cursor, "MATCH", pattern, "COUNT", 1_000]))
-            found.update(key[key.index(b"{") + 1 : key.index(b"}")] for key in keys)
+            yield from keys
             if cursor == b"0":
-                return sorted(unquote(name.decode()) for name in found)
+                return
+
+    def namespaces(self, pattern: str) -> list[str]:
+        """What stands in the first braces of the keys that match, sorted."""
+        found = {key[key.index(b"{") + 1 : key.index(b"}")] for key in self.keys(pattern)}
+        return sorted(unquote(name.decode()) for name in found)
 
     def call(self, call: Command | ScriptCall) -> Any:
         """Run one command or script; what it returned."""

@@ -14,7 +14,7 @@ import msgspec
 from trunkline.actors import Call
 from trunkline.backends import AdapterOptions
 from trunkline.backends.codec import decode, encode
-from trunkline.backends.dump import Key, Row, Table
+from trunkline.backends.dump import Key, Row, Schema, Table
 from trunkline.backends.redis import (
     AnyRedis,
     Command,
@@ -135,6 +135,13 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
     @property
     def tables(self) -> Sequence[Table]:
         return [_RecordTable(self)]
+
+    def schema(self) -> Schema | None:
+        if not self.server.call(Command("EXISTS", [f"{self.prefix}:version"])) and any(
+            self.server.keys(_OLD_PATTERN)
+        ):
+            return Schema(version=1, known_version=2)
+        return super().schema()
 
     def namespaces(self) -> list[str]:
         return self.server.namespaces("trunkline:{*}:fsm:\\[*")
