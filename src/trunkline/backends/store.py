@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Generic, Self, TypeVar, TypeVarTuple
 
@@ -92,16 +92,18 @@ class Store(Service, Generic[AdapterT]):
             workers=len(workers),
         )
 
-    async def _read(self, method: Callable[[AdapterT, *Ts], R], *args: *Ts) -> R:
+    # Not async themselves: one coroutine less for each call.
+
+    def _read(self, method: Callable[[AdapterT, *Ts], R], *args: *Ts) -> Awaitable[R]:
         """Call a method of the adapter that changes nothing."""
         workers = self._readers or self._writers
         # Reads need no order among themselves: to the worker that has least to do.
         worker = min(workers, key=_pending) if len(workers) > 1 else self._one_of(workers)
-        return await self._call(worker, method, args)
+        return self._call(worker, method, args)
 
-    async def _write(
+    def _write(
         self, order_by: Hashable, method: Callable[[AdapterT, *Ts], R], *args: *Ts
-    ) -> R:
+    ) -> Awaitable[R]:
         """Call a method of the adapter that changes something.
 
         Calls of the same `order_by` are run in the order in which they are made.
@@ -110,7 +112,7 @@ class Store(Service, Generic[AdapterT]):
         worker = (
             workers[hash(order_by) % len(workers)] if len(workers) > 1 else self._one_of(workers)
         )
-        return await self._call(worker, method, args, order_by=order_by)
+        return self._call(worker, method, args, order_by=order_by)
 
     async def _call(
         self,
@@ -119,15 +121,17 @@ class Store(Service, Generic[AdapterT]):
         args: tuple[Any, ...],
         **order: Hashable,
     ) -> R:
-        result: R
-        if self.tracing is not None:
+        result: Any
+        if self.tracing is None:
+            # Only a `DirectWorker` has local turns.
+            result = worker.call_local(DirectWorker.perform, method, *args)
+            if result is NOT_LOCAL:
+                result = await self._queue(worker, method, args, order)
+        else:
             with self.tracing(method.__name__):
                 result = await self._queue(worker, method, args, order)
-            return result
-        # Only a `DirectWorker` has local turns.
-        local: Any = worker.call_local(DirectWorker.perform, method, *args)
-        result = await self._queue(worker, method, args, order) if local is NOT_LOCAL else local
-        return result
+        answer: R = result
+        return answer
 
     async def _queue(
         self,
