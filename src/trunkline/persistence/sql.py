@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
@@ -26,6 +27,7 @@ from trunkline.persistence.documents import (
     UNREADABLE,
     decode_document,
     dump_model,
+    encode_document,
     kind_of,
     load_model,
 )
@@ -65,6 +67,9 @@ M = TypeVar("M", bound=Model)
 #: An external room, by channel, bridge id and external id; or another key of several texts.
 _Key: TypeAlias = tuple[str, ...]
 
+#: How many rooms, and how many senders, are remembered at most.
+_MOST_ORIGINS = 10_000
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -98,6 +103,19 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             self.writers, self.readers = 4, 2
         else:
             self.writers, self.readers = 1, 1
+        #: By kind and key, the documents of rooms and senders that `_origins_version` of the
+        #: database has.
+        self._origins: dict[type[Model], dict[_Key, bytes]] = {}
+        self._origins_version: object | None = None
+
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator[None]:
+        try:
+            with super().transaction(read_only=read_only):
+                yield
+        except BaseException:
+            self._origins_version = None  # some of them may have been rolled back
+            raise
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -201,11 +219,14 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def save_message(self, message: Message) -> Message:
         self._require_room(message.room_id)
-        return self._save(message)
+        with self._origins_kept():
+            return self._save(message)
 
     def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
         known = self._known_rooms({message.room_id for message in messages_})
-        self._upsert(messages, *(_message_row(one) for one in messages_ if one.room_id in known))
+        rows = [_message_row(one) for one in messages_ if one.room_id in known]
+        with self._origins_kept():
+            self._upsert(messages, *rows)
         return [
             message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
             for message in messages_
@@ -492,7 +513,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             row = _message_row(message)
             row["inbound_key"] = one.key
             rows.append(row)
-        inserted = self._insert(messages, *rows)
+        with self._origins_kept():
+            inserted = self._insert(messages, *rows)
         for index, result in enumerate(results):
             if isinstance(result, Inbound):
                 if result.message.id in inserted:
@@ -506,7 +528,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         """The rooms that messages came from; they stay until the transaction ends."""
         sources = {_source(one.binding): one for one in reversed(inbounds)}
         room_of: dict[_Key, Room | AlreadyBound] = {}
-        room_of |= self._bound_rooms(sources, key_share=True)
+        room_of |= self._remembered(Room, sources, partial(self._bound_rooms, key_share=True))
         for source, inbound in sources.items():
             if source in room_of:
                 continue
@@ -525,13 +547,39 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             for one in reversed(inbounds)
             if one.participant is not None
         }
-        participant_of = self._known_participants(senders)
+        participant_of = self._remembered(Participant, senders, self._known_participants)
         for sender, candidate in senders.items():
             if sender not in participant_of:
                 participant_of[sender] = self.get_or_create_participant_by_external_id(
                     *sender, candidate
                 )
         return participant_of
+
+    def _remembered(
+        self, kind: type[M], keys: Collection[_Key], look_up: Callable[[list[_Key]], dict[_Key, M]]
+    ) -> dict[_Key, M]:
+        """Rooms or senders by key, in a transaction that may write.
+
+        Most messages come from those that were looked up a moment ago: where the database tells
+        that nothing has changed since, they are not looked up again.
+        """
+        version = self.database.data_version()
+        known = self._origins.setdefault(kind, {})
+        if version is None or version != self._origins_version or len(known) > _MOST_ORIGINS:
+            known = {}
+            self._origins, self._origins_version = {kind: known}, version
+        found = look_up([key for key in keys if key not in known])
+        remembered = {key: decode_document(kind, known[key]) for key in keys if key in known}
+        if version is not None:
+            known |= {key: encode_document(model) for key, model in found.items()}
+        return found | remembered
+
+    @contextmanager
+    def _origins_kept(self) -> Iterator[None]:
+        """What is done inside changes messages alone, and so nothing that is remembered."""
+        is_current = self._origins and self._origins_version == self.database.data_version()
+        yield
+        self._origins_version = self.database.data_version() if is_current else None
 
     def _threads_of(
         self, inbounds: Sequence[Inbound], room_of: Mapping[_Key, Room | AlreadyBound]

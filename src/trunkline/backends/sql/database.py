@@ -255,6 +255,13 @@ class Database(ABC):
     def changes(self) -> int | None:
         """See `Adapter.changes`."""
 
+    def data_version(self) -> object | None:
+        """A value that is another one after any change, by this process or another.
+
+        `None` where the database does not tell. Asked inside of a transaction that may write.
+        """
+        return None
+
     def _begin(self, read_only: bool) -> None:
         deadline = monotonic() + self._timeout_ms / 1000
         while True:

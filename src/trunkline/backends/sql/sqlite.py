@@ -146,6 +146,10 @@ class SQLite(Database):
         changes: int = self._driver.total_changes
         return changes
 
+    def data_version(self) -> object:
+        ((by_others,),) = self._drive("PRAGMA data_version").rows
+        return self.connections, by_others, self.changes()
+
     @contextmanager
     def without_timeout(self) -> Iterator[None]:
         self._is_untimed = True
