@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import random
 import sys
@@ -816,7 +817,102 @@ async def test_the_event_loop_runs_while_very_many_routes_are_set_and_resolved()
     assert max(between_turns) <= TURNS_BETWEEN * _MANY_SLICE
 
 
+class CountedRoute(dict):
+    """A route as a mapping, and so converted when it is checked."""
+
+    converted = 0
+
+    def items(self):
+        CountedRoute.converted += 1
+        return super().items()
+
+
+async def most_between_turns(count, work) -> int:
+    """By how much `count()` grows at most while no other task runs, during `work`."""
+    counts = [count()]
+
+    async def watch() -> None:
+        while True:
+            counts.append(count())
+            await checkpoint()
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(watch)
+        await work()
+        task_group.cancel_scope.cancel()
+    counts.append(count())
+    return max(after - before for before, after in pairwise(counts))
+
+
+async def test_the_event_loop_runs_while_the_routes_of_set_many_are_checked():
+    routes = {room(number): CountedRoute(external_room_id=number) for number in range(20_000)}
+    async with SessionRouter() as router:
+        most = await most_between_turns(
+            lambda: CountedRoute.converted, lambda: router.set_many(routes)
+        )
+    assert most <= TURNS_BETWEEN * _KEYS_PER_TURN
+
+
+async def test_the_event_loop_runs_while_the_keys_of_resolve_many_are_checked():
+    taken = 0
+
+    def keys():
+        nonlocal taken
+        for taken in range(1, 20_001):
+            yield room(taken)
+
+    async with SessionRouter() as router:
+        most = await most_between_turns(lambda: taken, lambda: router.resolve_many(keys()))
+    assert taken == 20_000
+    assert most <= TURNS_BETWEEN * _KEYS_PER_TURN
+
+
+async def test_set_many_stores_what_the_mapping_contained_at_the_call():
+    async with SessionRouter() as router:
+        routes = {room(number): Route("old") for number in range(5_000)}
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(router.set_many, routes)
+            for _ in range(2):
+                await checkpoint()
+            routes |= {room(number): Route("new") for number in range(4_000, 6_000)}
+        assert router.stats().total.sets == 5_000
+        assert (await router.get(room(4_999))).route == Route("old")
+
+
+async def test_resolve_many_takes_the_keys_that_the_collection_contained_at_the_call():
+    found = {}
+
+    async def resolve() -> None:
+        found.update(await router.resolve_many(keys, FALLBACK))
+
+    async with SessionRouter() as router:
+        keys = {room(number) for number in range(5_000)}
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(resolve)
+            for _ in range(2):
+                await checkpoint()
+            keys |= {room(number) for number in range(4_000, 6_000)}
+    assert found.keys() == {room(number) for number in range(5_000)}
+
+
 # -- bad input -----------------------------------------------------------------------------------
+
+
+class Unhashable(str):
+    """A string with an `__eq__` of its own, and therefore without a hash."""
+
+    def __eq__(self, other):
+        return str.__eq__(self, other)
+
+
+class Broken(str):
+    """A string whose comparisons, hash and text are bugs."""
+
+    def broken(self, *_):
+        raise ZeroDivisionError("a bug of the program")
+
+    __eq__ = __ne__ = __hash__ = __len__ = __str__ = __format__ = encode = isascii = broken
+
 
 BAD_KEYS = [
     ("a", "b"),
@@ -841,6 +937,9 @@ BAD_KEYS = [
     ("a", "b", "c", 0),
     SessionKey("a", "b", "c", "\ud800"),
     SessionKey("\udfff", "b", "c"),
+    SessionKey("a", "b", Unhashable("c")),
+    ("a", "b", Unhashable("c")),
+    SessionKey("a", "b", "c", Unhashable("t")),
 ]
 
 WITH_A_KEY = {
@@ -881,6 +980,58 @@ async def test_a_bad_key_is_named_and_changes_nothing(method):
                 router, lambda key=key: WITH_A_KEY[method](router, key), InvalidSessionKey
             )
             assert repr(key) in message
+
+
+@pytest.mark.parametrize("part", [0, 1, 2, 3])
+async def test_parts_of_a_class_of_the_programs_own_become_plain_text(part):
+    plain = SessionKey("a", "b", "c", "t")
+    odd = SessionKey(*(Broken(p) if i == part else p for i, p in enumerate(plain)))
+    async with SessionRouter() as router:
+        for key in (odd, tuple(odd)):
+            await router.set(key, Route(1))
+            await router.set_many(_Pairs((key, Route(1))))
+            assert (await router.resolve(key)).session_key == plain
+            (held,) = await router.partition(plain).call(Partition.keys)
+            assert [type(p) for p in held] == [str] * 4
+            assert await router.delete(key)
+        assert router.stats().total.restarts == 0
+
+
+async def test_a_key_that_cannot_be_printed_is_refused_clearly():
+    nested = ()
+    for _ in range(100_000):
+        nested = (nested,)
+    async with SessionRouter() as router:
+        for key in (nested, (nested, "b", "c"), SessionKey("a", nested, "c")):
+            with pytest.raises(InvalidSessionKey, match=r"whose repr\(\) fails"):
+                await router.set(key, Route(1))
+
+
+async def test_calls_near_the_recursion_limit_crash_no_partition():
+    """A caller with a deep stack gets its own error, and what is held stays consistent."""
+
+    async def at_depth(depth: int, work) -> None:
+        await (at_depth(depth - 1, work) if depth else work())
+
+    failed = 0
+    async with SessionRouter(partition_count=1, max_entries_per_partition=10) as router:
+        here = len(inspect.stack())
+        for spare in range(40):
+            key = room(spare)._replace(thread_id="t" if spare % 3 else None)
+            for work in (
+                lambda key=key: router.set(key, Route(1)),
+                lambda key=key: router.resolve(key, FALLBACK),
+                lambda key=key: router.delete(key),
+            ):
+                try:
+                    await at_depth(sys.getrecursionlimit() - here - spare, work)
+                except RecursionError:
+                    failed += 1
+        assert failed
+        for number in range(100):
+            await router.set(room(number), Route(number))
+        assert router.stats().total.entries == 10
+        assert router.stats().total.restarts == 0
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
