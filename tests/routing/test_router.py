@@ -1093,9 +1093,15 @@ def test_a_bad_retention_is_named_with_its_value(value):
     assert str(refused.value) == f"stale_retention_ms must be an int of 0 or more, not {value!r}"
 
 
+@pytest.mark.parametrize("setting", ["ttl_ms", "stale_retention_ms", "prune_interval_ms"])
+def test_a_setting_that_no_timer_can_hold_is_refused(setting):
+    with pytest.raises(ConfigurationError, match=setting):
+        SessionRouter(**{setting: 10**400})
+
+
 @pytest.mark.parametrize("clock", [time.monotonic, lambda: "now"])
 def test_a_clock_of_anything_but_milliseconds_is_refused(clock):
-    with pytest.raises(ConfigurationError, match="clock must tell milliseconds as an int"):
+    with pytest.raises(ConfigurationError, match="clock must return milliseconds as an int"):
         SessionRouter(clock=clock)
 
 
@@ -1410,8 +1416,48 @@ async def test_too_many_crashes_end_the_router_with_a_clear_error():
                 await crash(handle)
             await anyio.sleep_forever()
 
+    events = []
+    router.events.subscribe(events.append)
     with pytest.raises(RestartIntensityExceeded, match="more than 2 crashes"):
         await crash_thrice()
+    assert [event.name for event in events][-1] == "gave_up"
+    assert events[-1].instance == "router"
+    await check_that_it_gave_up(router)
+    async with router:
+        await router.set(ROOM, Route(1))
+
+
+async def check_that_it_gave_up(router: SessionRouter) -> None:
+    for operation in (
+        lambda: router.set(ROOM, Route(1)),
+        lambda: router.set_many({ROOM: Route(1)}),
+        lambda: router.get(ROOM),
+        lambda: router.resolve(ROOM, FALLBACK),
+        lambda: router.resolve_many([ROOM], FALLBACK),
+        lambda: router.delete(ROOM),
+        lambda: router.prune(),
+    ):
+        with pytest.raises(RestartIntensityExceeded, match="more than 2 crashes"):
+            await operation()
+
+
+async def test_a_started_router_whose_partitions_crash_too_often_says_so(anyio_backend_name):
+    if anyio_backend_name == "trio":
+        pytest.skip("start() needs asyncio")
+    policy = RestartPolicy(max_restarts=2, min_backoff_ms=1, max_backoff_ms=1)
+    router = await SessionRouter(partition_count=2, restart_policy=policy).start()
+    gave_up = anyio.Event()
+    router.events.subscribe(lambda event: event.name == "gave_up" and gave_up.set())
+    handle = router.partition(0)
+    for _ in range(3):
+        await crash(handle)
+    await gave_up.wait()
+    await check_that_it_gave_up(router)
+    with pytest.raises(RestartIntensityExceeded):
+        await router.stop()
+    await router.start()
+    await router.set(ROOM, Route(1))
+    await router.stop()
 
 
 # -- lifetime ------------------------------------------------------------------------------------

@@ -66,7 +66,10 @@ class Partition(Actor):
     def set(self, key: SessionKey, route: Route, ttl_ms: int | None = None) -> None:
         now = self._clock()
         table = self._table
-        table[key] = RouteRecord(route, now, now + (self._ttl_ms if ttl_ms is None else ttl_ms))
+        if ttl_ms is None:
+            ttl_ms = self._ttl_ms
+        # Not table[key] = record, which takes a detour through C.
+        table.store(key, RouteRecord(route, now, now + ttl_ms))
         self._counters.sets += 1
         evicted = self._note_evicted() if table.evicted else 0
         if self._events.subscribers:

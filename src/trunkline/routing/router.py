@@ -58,9 +58,12 @@ from trunkline.routing.route import (
     valid_route,
 )
 from trunkline.routing.stats import Counters, PartitionStats, RouterStats
-from trunkline.validation import require_positive
+from trunkline.validation import require_non_negative, require_positive
 
 __all__ = ("PruneResult", "RouterConfig", "SessionRouter")
+
+# The handlers of the hot path. Looking them up in the class each time would cost some nanoseconds.
+_RESOLVE, _SET = Partition.resolve_held, Partition.set
 
 #: Keys that are checked or pruned, in a millisecond or two, before the event loop runs.
 _KEYS_PER_TURN = 500
@@ -80,7 +83,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     partition_count: int = 8
     #: How long a route is fresh, in milliseconds.
     ttl_ms: int = 1_800_000
-    #: Records that one partition holds; the least recently used goes first.
+    #: Records that one partition holds; above that, the least recently used is evicted.
     max_entries_per_partition: int = 10_000
     #: How often expired records are removed, in milliseconds.
     prune_interval_ms: int = 30_000
@@ -93,10 +96,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name != "stale_retention_ms":
-                require_positive(name, value)
-            elif type(value) is not int or value < 0:
-                raise ConfigurationError(f"{name} must be an int of 0 or more, not {value!r}")
+            (require_non_negative if name == "stale_retention_ms" else require_positive)(
+                name, value
+            )
 
 
 class PruneResult(msgspec.Struct, frozen=True):
@@ -113,7 +115,7 @@ class SessionRouter(Service):
 
     A route is fresh for its time to live. Memory is bounded: every partition holds so many records
     and evicts the least recently used. A thread falls back to its room, whose records live in the
-    same partition. A bug costs one partition its records and nobody else anything.
+    same partition. A bug costs one partition its records and affects no other.
 
     Args:
         partition_count: partitions that share the rooms.
@@ -122,13 +124,15 @@ class SessionRouter(Service):
         prune_interval_ms: how often expired records are removed.
         stale_retention_ms: how long a prune leaves an expired record in place.
         call_timeout_ms: how long a call may wait for its partition.
-        clock: tells milliseconds, monotonic; a jump of the wall clock is nothing to it.
-        name: stands in events, logs and errors.
-        restart_policy: how many crashes are forgiven, and the rest after each.
+        clock: returns milliseconds of a monotonic clock, so that jumps of the wall clock do not
+            matter.
+        name: the router's name in events, logs and errors.
+        restart_policy: how many crashes are allowed, and the delay after each.
 
     Raises:
         ConfigurationError: a setting that can never work.
-        RestartIntensityExceeded: out of `async with`, when partitions crashed too often.
+        RestartIntensityExceeded: out of `async with` when partitions crashed too often, and out of
+            every call from then on.
 
     Source: Jido.Messaging's SessionManager, with two changes: the thread is left out of the hash,
     and eviction is by use instead of by age.
@@ -171,10 +175,10 @@ class SessionRouter(Service):
         )
         #: Partitions that share the rooms.
         self.partition_count = partition_count
-        #: Whom the router tells what happens: `router.events.subscribe(function)`.
+        #: What happens in the router: `router.events.subscribe(function)`.
         self.events = Events()
         if not isinstance(clock(), int):
-            raise ConfigurationError(f"clock must tell milliseconds as an int, not {clock()!r}")
+            raise ConfigurationError(f"clock must return milliseconds as an int, not {clock()!r}")
         self._clock = clock
         self._restart_policy = restart_policy
         self._counters = tuple(Counters() for _ in range(partition_count))
@@ -187,25 +191,26 @@ class SessionRouter(Service):
         """Where the answer goes.
 
         Tried in order: the fresh record of `key`; for a key with a thread, the fresh record of its
-        room; the first valid of `fallbacks`. What a fallback gave is stored under `key`, so that
-        the next resolve is a hit. A partition that is down answers with the first valid of
-        `fallbacks` and stores nothing.
+        room; the first valid of `fallbacks`. The route is stored under `key`, so that the next
+        resolve is a hit: a room's for as long as the room has this record, a fallback for the
+        router's `ttl_ms`. While the partition is down, the first valid of `fallbacks` is returned
+        and nothing is stored.
 
         Args:
             key: the conversation.
-            fallbacks: a route, or routes in the order of preference. Invalid ones are passed over.
+            fallbacks: a route, or routes in the order of preference. They are read only if one is
+                needed; invalid ones are skipped.
 
         Raises:
-            NoRoute: nothing gave a route.
+            NoRoute: there is no route.
             PartitionUnavailable: the partition is down and there is no valid fallback.
-            InvalidSessionKey: `key` is none.
+            InvalidSessionKey: `key` is not a session key.
         """
-        count = self.partition_count
-        if type(key) is not SessionKey or (index := plain_partition(key, count)) < 0:
-            key, index = locate(key, count)
+        if type(key) is not SessionKey or (index := plain_partition(key, self.partition_count)) < 0:
+            key, index = locate(key, self.partition_count)
         ref = self._refs[index]
         if ref is not None:
-            resolution = ref.call_local(Partition.resolve_held, key)
+            resolution = ref.call_local(_RESOLVE, key)
             if type(resolution) is Resolution:
                 return resolution
         # Read here and not in the partition: reading them may run any code.
@@ -215,33 +220,33 @@ class SessionRouter(Service):
     async def set(self, key: AnySessionKey, route: AnyRoute, ttl_ms: int | None = None) -> None:
         """Store the route of a conversation, fresh for `ttl_ms`, by default the router's.
 
-        A partition that rests after a crash is waited for, up to `call_timeout_ms`.
+        If the partition is down after a crash, the call waits for it, up to `call_timeout_ms`.
 
         Raises:
-            InvalidSessionKey: `key` is none.
+            InvalidSessionKey: `key` is not a session key.
             InvalidRoute: `route` names no external room.
             ConfigurationError: `ttl_ms` is not an int of 1 or more.
             PartitionUnavailable: the partition is down and did not come back in time.
         """
-        count = self.partition_count
-        if type(key) is not SessionKey or (index := plain_partition(key, count)) < 0:
-            key, index = locate(key, count)
+        if type(key) is not SessionKey or (index := plain_partition(key, self.partition_count)) < 0:
+            key, index = locate(key, self.partition_count)
         if type(route) is not Route or route.external_room_id is None:
             route = valid_route(key, route)
         if ttl_ms is not None:
             require_positive("ttl_ms", ttl_ms)
         ref = self._refs[index]
-        if ref is None or ref.call_local(Partition.set, key, route, ttl_ms) is NOT_LOCAL:
+        if ref is None or ref.call_local(_SET, key, route, ttl_ms) is NOT_LOCAL:
             await self._call(index, Partition.set, key, route, ttl_ms)
 
     async def get(self, key: AnySessionKey) -> RouteRecord:
         """The fresh record of `key` itself, without any fallback.
 
         Raises:
-            RouteNotFound: there is none.
-            RouteExpired: there was one; told once, then `RouteNotFound`.
+            RouteNotFound: there is no record.
+            RouteExpired: the record has expired. It is removed: the next `get` raises
+                `RouteNotFound`.
             PartitionUnavailable: the partition is down.
-            InvalidSessionKey: `key` is none.
+            InvalidSessionKey: `key` is not a session key.
         """
         key, index = locate(key, self.partition_count)
         await self._require_up(index)
@@ -252,7 +257,7 @@ class SessionRouter(Service):
         """Remove the record of `key`; whether there was one, expired or not.
 
         Raises:
-            InvalidSessionKey: `key` is none.
+            InvalidSessionKey: `key` is not a session key.
             PartitionUnavailable: the partition is down and did not come back in time.
         """
         key, index = locate(key, self.partition_count)
@@ -347,13 +352,13 @@ class SessionRouter(Service):
                 await checkpoint()
         return PruneResult(pruned, self.partition_count)
 
-    # -- what it is made of ----------------------------------------------------------------------
+    # -- partitions and counts --------------------------------------------------------------------
 
     def route_partition(self, key: AnySessionKey) -> int:
         """The index of the partition that holds `key`, the same in every process and release.
 
         Raises:
-            InvalidSessionKey: `key` is none.
+            InvalidSessionKey: `key` is not a session key.
         """
         return partition_of(key, self.partition_count)
 
@@ -361,7 +366,7 @@ class SessionRouter(Service):
         """The handle of a partition, by a key that it holds or by its index.
 
         Returns:
-            `None` while the partition is down, or if there is none of this index.
+            `None` while the partition is down, or for an index that no partition has.
         """
         index = (
             key_or_index if isinstance(key_or_index, int) else self.route_partition(key_or_index)
@@ -372,7 +377,7 @@ class SessionRouter(Service):
         return ref if ref is not None and ref.is_up else None
 
     def stats(self) -> RouterStats:
-        """The counters of this moment."""
+        """The counts at this moment."""
         partitions = tuple(map(self._partition_stats, range(self.partition_count)))
         return RouterStats(PartitionStats.sum(partitions), partitions)
 
@@ -412,7 +417,7 @@ class SessionRouter(Service):
                     for index in range(self.partition_count)
                 ]
             )
-            # Awaited, so that a clock that moves at once finds the pruning asleep on it.
+            # Awaited, so that the pruning is already asleep if the program moves its clock at once.
             await task_group.start(self._prune_forever, name=f"{self.name}: prune")
             try:
                 yield self
@@ -487,7 +492,7 @@ class SessionRouter(Service):
         return found
 
     def _resolve_without(self, index: int, key: SessionKey, fallback: Route) -> Resolution:
-        """`resolve` in the place of a partition that is down."""
+        """`resolve` while the partition is down."""
         self._counters[index].provided_fallbacks += 1
         resolution = Resolution(
             fallback.external_room_id,
@@ -517,7 +522,7 @@ class SessionRouter(Service):
             )
 
     async def _call(self, index: int, handler: Any, *args: Any) -> Any:
-        """Call a partition; whatever keeps it from answering is `PartitionUnavailable`."""
+        """Call a partition; raise `PartitionUnavailable` if it does not answer."""
         ref = self._refs[index] or await self._unavailable(index)
         try:
             return await ref.call(handler, *args)

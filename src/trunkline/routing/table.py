@@ -11,6 +11,9 @@ from trunkline.routing.route import RouteRecord
 
 __all__ = ("RouteTable",)
 
+# Looking them up in the class each time would cost as much as one of their dictionaries.
+_cache_get, _cache_set = Cache.__getitem__, Cache.__setitem__
+
 
 class RouteTable(Cache[SessionKey, RouteRecord]):
     """Route records by session key. At capacity, the least recently used one is evicted.
@@ -35,13 +38,16 @@ class RouteTable(Cache[SessionKey, RouteRecord]):
         self._buckets: dict[int, _Bucket] = {}
 
     def __setitem__(self, key: SessionKey, record: RouteRecord) -> None:
+        self.store(key, record)
+
+    def store(self, key: SessionKey, record: RouteRecord) -> None:
         """Store `record` as the most recently used one, which may evict another."""
         previous = self._order.get(key)
         if previous is not None and previous.start_ms <= record.expires_at_ms:
-            Cache.__setitem__(self, key, record)
+            _cache_set(self, key, record)
         else:
             bucket = self._bucket_of(record.expires_at_ms, record.updated_at_ms)
-            Cache.__setitem__(self, key, record)
+            _cache_set(self, key, record)
             # From here on nothing needs a deeper stack, so that a table is never half changed.
             if previous is not None:
                 self._remove_from(previous, key)
@@ -69,7 +75,7 @@ class RouteTable(Cache[SessionKey, RouteRecord]):
 
         An expired record is returned as well.
         """
-        record: RouteRecord | None = Cache.__getitem__(self, key)
+        record: RouteRecord | None = _cache_get(self, key)
         if record is not None:
             self._order.move_to_end(key)
         return record
