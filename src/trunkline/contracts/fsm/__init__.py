@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import anyio
+import msgspec
 import pytest
 
 from trunkline.contracts.fsm.bots import BotTests
@@ -17,7 +18,10 @@ from trunkline.contracts.fsm.samples import Expire
 from trunkline.contracts.fsm.states import StateTests
 from trunkline.contracts.fsm.steps import StepTests
 from trunkline.contracts.fsm.values import ValueTests
+from trunkline.contracts.tables import FAR_MS, TableTests
 from trunkline.fsm import FSMAdapter
+from trunkline.fsm.adapter import Fields
+from trunkline.fsm.records import encode_fields
 
 if TYPE_CHECKING or find_spec("hypothesis") is not None:
     from trunkline.contracts.fsm.properties import PropertyTests
@@ -25,6 +29,10 @@ else:
     from trunkline.contracts.no_hypothesis import PropertyTests
 
 __all__ = ("FSMContract",)
+
+
+def _encoded(data: Fields) -> bytes:
+    return msgspec.msgpack.encode(encode_fields(data))
 
 
 class FSMContract(
@@ -37,6 +45,7 @@ class FSMContract(
     ExpiryTests,
     LockTests,
     PropertyTests,
+    TableTests,
 ):
     """Subclass it, give it one fixture `adapter`, and pytest tests an adapter of yours.
 
@@ -50,6 +59,15 @@ class FSMContract(
             def adapter(self, tmp_path):
                 return MyAdapter(tmp_path / "fsm.db")
     """
+
+    expiring: ClassVar = 1
+    sample_rows: ClassVar = {
+        "fsm": [
+            ("bot", "[1]", "register", "name", _encoded({"n": 1, "b": b"\0"}), FAR_MS),
+            ("bot", "[2]", None, None, _encoded({}), None),
+            ("café", "[1]", None, "waiting", _encoded({"ü": None}), None),
+        ]
+    }
 
     pytestmark = pytest.mark.anyio
 

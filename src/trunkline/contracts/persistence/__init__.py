@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import ClassVar
 
 import pytest
 
@@ -14,6 +15,7 @@ from trunkline.contracts.persistence.rooms import RoomTests
 from trunkline.contracts.persistence.settings import SettingTests
 from trunkline.contracts.persistence.threads import ThreadTests
 from trunkline.contracts.persistence.whole import WholeTests
+from trunkline.contracts.tables import TableTests
 from trunkline.persistence import PersistenceAdapter, PersistenceStore
 
 __all__ = ("PersistenceContract",)
@@ -28,6 +30,7 @@ class PersistenceContract(
     DirectoryTests,
     SettingTests,
     WholeTests,
+    TableTests,
 ):
     """What a `PersistenceAdapter` must do. Subclass it with a fixture `adapter`, and run pytest.
 
@@ -45,6 +48,10 @@ class PersistenceContract(
         ...     def adapter(self):
         ...         return MemoryPersistenceAdapter()
     """
+
+    sample_rows: ClassVar = {
+        "rooms": [("a", "group", "lobby", "{}"), ("ö", "direct", None, '{"id": "\U0001f422"}')],
+    }
 
     pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -15,6 +15,7 @@ from trunkline.contracts.signal.secrets import SecretTests
 from trunkline.contracts.signal.transact import TransactTests
 from trunkline.contracts.signal.transactions import TransactionTests
 from trunkline.contracts.signal.values import ValueTests
+from trunkline.contracts.tables import TableTests
 from trunkline.signal import SignalAdapter
 
 if TYPE_CHECKING or find_spec("hypothesis") is not None:
@@ -35,6 +36,7 @@ class SignalContract(
     TransactTests,
     SecretTests,
     PropertyTests,
+    TableTests,
 ):
     """Subclass it, give it one fixture `adapter`, and pytest tests an adapter of yours.
 
@@ -48,6 +50,14 @@ class SignalContract(
             def adapter(self, tmp_path):
                 return MyAdapter(tmp_path / "signal.db")
     """
+
+    sample_rows: ClassVar = {
+        "signal": [
+            ("pre-key", "1", 1, b"\0"),
+            ("session", "ada", 7, b"x"),
+            ("session", "ö", 1, b""),
+        ]
+    }
 
     pytestmark = pytest.mark.anyio
 
