@@ -74,6 +74,10 @@ class Counter(Actor):
         self.value = before + amount
         return self.value
 
+    async def reset_slowly(self) -> None:
+        await checkpoint()
+        self.value = 0
+
     def read(self) -> int:
         return self.value
 

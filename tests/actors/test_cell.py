@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
+import weakref
 from functools import partial
 from random import Random
 
@@ -329,6 +332,83 @@ async def test_everyone_gets_a_reply_of_an_actor_that_crashes_on_every_100th_cal
     for name, n in served:
         order_of.setdefault(name, []).append(n)
     assert order_of == {name: [0, 1] for name in range(callers)}
+
+
+@pytest.mark.parametrize("way", ["plain", "async"])
+async def test_a_caller_near_the_recursion_limit_does_not_crash_the_actor(way):
+    handler = Counter.add if way == "plain" else Counter.add_slowly
+    async with Supervisor() as supervisor:
+        counter = await supervisor.spawn(Counter)
+        begun = 0
+
+        async def call_at(depth):
+            nonlocal begun
+            if depth:
+                await call_at(depth - 1)
+            else:
+                begun += 1
+                await counter.call(handler)
+
+        refused = 0
+        for depth in range(sys.getrecursionlimit() - 300, sys.getrecursionlimit()):
+            try:
+                await call_at(depth)
+            except RecursionError:
+                refused += 1
+        # Some had the stack to call the actor, and some of these had not enough to get through.
+        assert begun > 300 - refused > 0
+        assert counter.restarts == 0
+        with anyio.fail_after(5):
+            assert await counter.call(Counter.read) == 300 - refused
+            assert await counter.call(Counter.add_slowly) == 300 - refused + 1
+
+
+async def test_a_handler_without_an_end_is_a_bug_of_the_actor():
+    def descend(counter):
+        return descend(counter)
+
+    async with Supervisor(policy=FORGIVING) as supervisor:
+        counter = await supervisor.spawn(Counter)
+        with pytest.raises(ActorCrashed) as caught:
+            await counter.call(descend)
+        assert isinstance(caught.value.__cause__, RecursionError)
+
+
+class Secret:
+    """Something whose end can be seen."""
+
+
+@pytest.mark.parametrize("error", [Refused, Bug])
+@pytest.mark.parametrize("way", ["local", "queued", "async"])
+async def test_a_call_that_failed_keeps_nothing_of_its_arguments(error, way):
+    def fail(_, secret):
+        raise error
+
+    async def fail_slowly(_, secret):
+        await checkpoint()
+        raise error
+
+    async def call():
+        secret = Secret()
+        secrets.append(weakref.ref(secret))
+        try:
+            await counter.call(fail_slowly if way == "async" else fail, secret)
+        except TrunklineError:
+            pass
+
+    secrets = []
+    async with Supervisor(policy=FORGIVING) as supervisor:
+        counter = await supervisor.spawn(Counter)
+        gc.disable()
+        try:
+            for _ in range(2):
+                if way == "queued":
+                    use_up_local_turns(counter)
+                await call()
+                await counter.call(Counter.add_slowly)  # also after a restart
+            assert [secret() for secret in secrets] == [None, None]
+        finally:
+            gc.enable()
 
 
 # -- time ----------------------------------------------------------------------------------------

@@ -304,6 +304,32 @@ async def test_an_error_of_the_tree_is_the_answer_of_a_local_call():
         assert counter.is_up
 
 
+# -- a call in the wrong thread ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, UVLOOP])
+async def test_a_call_in_an_event_loop_of_another_thread_is_refused_at_once(backend):
+    async with Supervisor(policy=FORGIVING) as supervisor:
+        counter = await supervisor.spawn(Counter, name="till")
+        assert await counter.call(Counter.add) == 1  # it has local turns now
+
+        def elsewhere(handler):
+            async def main():
+                await counter.call(handler)
+
+            with pytest.raises(
+                RuntimeError, match=r"another thread.*call_from_thread"
+            ):
+                anyio.run(main, backend=backend[0], backend_options=backend[1])
+
+        for handler in (Counter.add, Counter.add_slowly):
+            await anyio.to_thread.run_sync(elsewhere, handler)
+        with pytest.raises(RuntimeError, match="another thread"):
+            await anyio.to_thread.run_sync(counter.call_local, Counter.add)
+        assert await anyio.to_thread.run_sync(counter.call_from_thread, Counter.add) == 2
+        assert counter.restarts == 0
+
+
 # -- gauges --------------------------------------------------------------------------------------
 
 
