@@ -334,9 +334,12 @@ async def test_everyone_gets_a_reply_of_an_actor_that_crashes_on_every_100th_cal
     assert order_of == {name: [0, 1] for name in range(callers)}
 
 
-@pytest.mark.parametrize("way", ["plain", "async"])
-async def test_a_caller_near_the_recursion_limit_does_not_crash_the_actor(way):
-    handler = Counter.add if way == "plain" else Counter.add_slowly
+def add_deeply(counter, frames=40):
+    return add_deeply(counter, frames - 1) if frames else counter.add()
+
+
+@pytest.mark.parametrize("handler", [Counter.add, add_deeply, Counter.add_slowly])
+async def test_a_caller_near_the_recursion_limit_does_not_crash_the_actor(handler):
     async with Supervisor() as supervisor:
         counter = await supervisor.spawn(Counter)
         begun = 0

@@ -170,6 +170,21 @@ async def test_a_later_caller_does_not_slip_in_before_those_who_wait_for_room(ma
     assert taken == [*early, late]
 
 
+async def test_a_call_that_is_handed_to_the_waiting_actor_makes_no_room(mailbox):
+    calls, taken = [call(n) for n in range(6)], []
+
+    async def take_all():
+        while len(taken) < 6:
+            taken.append(await mailbox.take())
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(take_all)
+        await turns(3)
+        for queued in calls:  # one is handed over, two find room, three wait
+            mailbox.put(queued)
+    assert taken == calls
+
+
 async def test_a_caller_who_stops_waiting_for_room_lets_the_next_one_in(mailbox):
     gone, patient = call(), call()
     async with anyio.create_task_group() as task_group:

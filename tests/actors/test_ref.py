@@ -317,9 +317,7 @@ async def test_a_call_in_an_event_loop_of_another_thread_is_refused_at_once(back
             async def main():
                 await counter.call(handler)
 
-            with pytest.raises(
-                RuntimeError, match=r"another thread.*call_from_thread"
-            ):
+            with pytest.raises(RuntimeError, match=r"another thread.*call_from_thread"):
                 anyio.run(main, backend=backend[0], backend_options=backend[1])
 
         for handler in (Counter.add, Counter.add_slowly):
