@@ -86,3 +86,9 @@ def test_a_duration_that_is_not_a_positive_int_is_refused(value):
 
 def test_a_positive_int_is_a_duration():
     assert require_positive("ttl_ms", 1) == 1
+
+
+@pytest.mark.parametrize("name", RestartPolicy.__struct_fields__)
+def test_a_number_that_no_timer_takes_is_refused_by_name(name):
+    with pytest.raises(ConfigurationError, match=f"{name} must be"):
+        RestartPolicy(**{name: 10**400})

@@ -82,7 +82,16 @@ async def test_a_size_that_makes_no_sense_is_refused(size, value):
             await supervisor.spawn(Counter, **{size: value})
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, None])
+async def test_the_largest_sizes_that_are_allowed_work():
+    largest = 10**15
+    async with Supervisor(stop_timeout_ms=largest) as supervisor:
+        counter = await supervisor.spawn(
+            Counter, mailbox_size=largest, call_timeout_ms=largest, max_batch=largest
+        )
+        assert await counter.call(Counter.add_slowly) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, None, 10**400])
 def test_a_stop_timeout_that_makes_no_sense_is_refused(value):
     with pytest.raises(ConfigurationError, match="stop_timeout_ms must be"):
         Supervisor(stop_timeout_ms=value)

@@ -78,12 +78,36 @@ async def test_two_exceptions_stay_in_their_group():
     assert {type(error) for error in caught.value.exceptions} == {Bug, LookupError}
 
 
+class MyGroup(ExceptionGroup):
+    """A class that means something to its program."""
+
+
+class Derived(MyGroup):
+    def derive(self, exceptions):
+        return Derived(self.message, exceptions)
+
+
 async def test_a_group_that_the_body_raises_comes_out_as_it_is():
-    group = ExceptionGroup("mine", [Bug("alone")])
-    with pytest.raises(ExceptionGroup) as caught:
+    group = MyGroup("mine", [Bug("alone")])
+    with pytest.raises(MyGroup) as caught:
         async with open_task_group():
             raise group
-    assert caught.value.message == group.message
+    assert caught.value is group
+
+
+async def test_a_group_that_a_task_raises_comes_out_as_it_is_through_several_groups():
+    group = Derived("mine", [Bug("alone"), LookupError()])
+
+    async def fail():
+        raise group
+
+    async def run():
+        async with open_task_group(), open_task_group() as task_group:
+            task_group.start_soon(fail)
+            await anyio.sleep_forever()
+
+    with pytest.raises(Derived) as caught:
+        await run()
     assert caught.value.exceptions == group.exceptions
 
 

@@ -137,6 +137,11 @@ async def hear(event: Event) -> None:
     raise AssertionError("nobody awaits this")
 
 
+class Listener:
+    async def __call__(self, event: Event) -> None:
+        raise AssertionError("nobody awaits this")
+
+
 def test_a_subscriber_that_meets_something_cancelled_cancels_nobody(events, log):
     def look(_event: Event) -> None:
         raise CancelledError  # as the result() of a cancelled future does
@@ -147,7 +152,9 @@ def test_a_subscriber_that_meets_something_cancelled_cancels_nobody(events, log)
     assert log[0]["event"] == "subscriber_failed"
 
 
-@pytest.mark.parametrize("subscriber", [None, "print", hear, partial(hear)])
+@pytest.mark.parametrize(
+    "subscriber", [None, "print", hear, partial(hear), Listener(), partial(Listener())]
+)
 def test_what_is_no_plain_function_is_refused_by_its_name(events, subscriber):
     with pytest.raises(ConfigurationError) as refused:
         events.subscribe(subscriber)

@@ -14,21 +14,29 @@ __all__ = ("open_task_group",)
 
 @asynccontextmanager
 async def open_task_group() -> AsyncGenerator[TaskGroup, Any]:
-    """A task group that is nobody's business: one exception out of it comes out as itself.
+    """A task group out of which a single exception comes as itself.
 
     The caller of `async with SessionRouter()` did not open a task group, and so must not meet an
     `ExceptionGroup` around his own exception. More than one stay in their group.
     """
+    raised: BaseExceptionGroup[Any] | None = None
     try:
         async with anyio.create_task_group() as task_group:
-            yield task_group
+            try:
+                yield task_group
+            except BaseExceptionGroup as group:
+                raised = group
+                raise
     except BaseExceptionGroup as group:
         # On trio, a cancellation that came at the same time stands beside it.
-        _, others = group.split(anyio.get_cancelled_exc_class())
-        exceptions = (others or group).exceptions
-        if len(exceptions) > 1:
+        cancelled = anyio.get_cancelled_exc_class()
+        others = [error for error in group.exceptions if not isinstance(error, cancelled)]
+        if len(others) != 1:
             raise
-        error = exceptions[0]
+        error = others[0]
+        # trio rebuilds what passes through it, and a subclass may lose its class.
+        if raised is not None and getattr(error, "exceptions", None) == raised.exceptions:
+            error = raised
         context = error.__context__
         try:
             raise error

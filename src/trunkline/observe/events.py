@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable
-from inspect import iscoroutinefunction
 from traceback import format_exc
 
 import msgspec
 
 from trunkline.actors.log import Log
+from trunkline.actors.ref import is_async
 from trunkline.errors import ConfigurationError
 
 __all__ = ("Event", "Events", "Subscriber", "log_event")
@@ -60,7 +60,7 @@ class Events:
         Raises:
             ConfigurationError: `subscriber` is no plain function: nobody would await it.
         """
-        if not callable(subscriber) or iscoroutinefunction(subscriber):
+        if not callable(subscriber) or is_async(subscriber):
             raise ConfigurationError(f"a subscriber is a plain function, not {subscriber!r}")
 
         def unsubscribe() -> None:
