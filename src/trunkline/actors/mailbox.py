@@ -182,7 +182,7 @@ class Mailbox:
 
     async def ask(self, call: Call) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time."""
-        _require_stack(16)
+        _require_stack(10)
         # anyio does not cancel a task on asyncio that waits for a future which is done, and in a
         # loop of calls that may be so each time it looks. Here it finds the task between two.
         await checkpoint_if_cancelled()
@@ -225,8 +225,11 @@ class Mailbox:
     def put(self, call: Call) -> None:
         """Queue `call` behind all others."""
         if not self._waiting:
-            with suppress(anyio.WouldBlock):
+            try:
                 self._send.send_nowait(call)
+            except anyio.WouldBlock:
+                pass
+            else:
                 return
         self._waiting[call] = None
 

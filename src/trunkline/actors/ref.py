@@ -187,6 +187,8 @@ class ActorRef(Generic[A]):
         try:
             # Spelled out for the usual numbers of arguments, which takes less time than `*args`.
             match args:
+                case ():
+                    return run(actor)
                 case (first,):
                     return run(actor, first)
                 case (first, second):
