@@ -1,4 +1,4 @@
-"""For tests of what embeds or extends trunkline: a settable clock, faults, contract suites."""
+"""For tests of programs and adapters that use trunkline: a clock, faults, contract suites."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def __dir__() -> list[str]:
 
 
 class ManualClock:
-    """A clock that moves only when it is told to, given as `clock=`.
+    """A clock that moves only by `advance_ms`, for `clock=`.
 
-    What sleeps on it (the router's prune) wakes when the clock is moved past its time, at the next
-    turn of the event loop.
+    Tasks that sleep on it (the router's prune) wake in the next iteration of the event loop after
+    it has moved past their time.
 
     Args:
         start_ms: the first instant.
@@ -79,7 +79,7 @@ class ManualClock:
         return self._now_ms
 
     def advance_ms(self, duration_ms: int) -> None:
-        """Move on by `duration_ms`, and wake whoever has slept long enough.
+        """Move on by `duration_ms`, and wake the tasks whose time has come.
 
         Raises:
             ValueError: `duration_ms` is negative; a monotonic clock does not run backwards.
@@ -109,13 +109,13 @@ class ManualClock:
 
 
 class InjectedCrash(Exception):
-    """The bug that `crash` plays."""
+    """The exception of `crash`."""
 
 
 async def crash(handle: ActorRef[Any]) -> None:
-    """Make an actor die as by a bug in a handler; when this returns it is down.
+    """Crash an actor as a bug in a handler does; it is down when this returns.
 
-    Its supervisor starts it again after the backoff of its restart policy.
+    Its supervisor restarts it after the backoff of its restart policy.
     """
     try:
         await handle.call(_raise_injected_crash)

@@ -3,7 +3,7 @@
 A lock in this process is an entry in a dictionary that exists only while a task holds or wants the
 key. Behind it, a lock between processes is a lease of the adapter's: taken, renewed while it is
 held, and ended by the server when its owner dies. A task of the store's own does all of that, so
-that no cancellation of the owner keeps a lease from being given back.
+that every lease is given back, however its owner is cancelled.
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ class Leases:
         return lease
 
     async def release(self, lease: _Lease) -> None:
-        """Have the lease given back, and wait for that while the server answers.
+        """Have the lease given back, and wait for that up to a second.
 
-        A task that is cancelled at once leaves the rest to the task of the lease.
+        If this task is cancelled, the task of the lease continues.
         """
         lease.released.set()
         with anyio.move_on_after(_LONGEST_RETURN, shield=True):
@@ -273,7 +273,7 @@ class Leases:
 
 
 class _Lease:
-    """What the owner of a lock and the task of its lease tell each other."""
+    """A lease, as shared by the owner of the lock and the task of the lease."""
 
     __slots__ = ("ended", "expires_at", "failure", "is_taken", "lock", "released", "settled")
 

@@ -1,4 +1,4 @@
-"""What a database must be able to do for the signal store."""
+"""The contract of the adapters of the signal store."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Changes: TypeAlias = Mapping[KeyName, bytes | None]
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """Changes that are stored wholly or not at all."""
+    """Changes that are stored all together or not at all."""
 
     changes: Changes
     #: The version that each changed entry gets.
@@ -79,7 +79,7 @@ def unreadable(name: KeyName) -> UnreadableRecord:
 
 
 class AdapterBug(Exception):
-    """An adapter raised an exception that is a bug. It tells where, and nothing that was said."""
+    """An adapter raised an exception that is a bug: shown with its place, without its message."""
 
 
 class SignalAdapter(Adapter, ABC):
@@ -92,19 +92,23 @@ class SignalAdapter(Adapter, ABC):
 
     def redacted(self, error: Exception) -> AdapterBug:
         bug = AdapterBug(
-            f"{type(error).__qualname__} in {type(self).__qualname__}, of which the message is"
-            " kept back, since it may quote a secret"
+            f"{type(error).__qualname__} in {type(self).__qualname__}; its message is left out,"
+            " since it may quote a secret"
         )
         bug.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
         return bug
 
     @abstractmethod
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
-        """The entries that are there, all read at one instant."""
+        """The entries that exist, all read at one instant.
+
+        Raises:
+            UnreadableRecord: one of them is damaged; see `unreadable`.
+        """
 
     @abstractmethod
     def commit(self, commit: Commit) -> bool:
-        """Store the changes wholly and at one instant, also among processes.
+        """Store all of the changes at one instant, also as other processes see it.
 
         Returns:
             False if an entry no longer has the version that is expected of it, there are not as

@@ -39,7 +39,7 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
         super().open()
 
     def run_together(self, calls: Sequence[Call]) -> None:
-        """Every call is a script of its own: one that fails has done nothing to the others."""
+        """Every call is a script of its own: one that fails does not affect the others."""
         names = [call.handler.__name__ for call in calls]
         if any(name not in ("get", "commit") for name in names):  # locks, names
             super().run_together(calls)
@@ -109,7 +109,7 @@ class RedisSignalAdapter(RedisAdapter, SignalAdapter):
 
     @property
     def family(self) -> str:
-        """What stands before a family in the key of its hash; no other key begins so."""
+        """The beginning of the key of a family's hash; no other key begins like this."""
         return f"{self.prefix}:family:"
 
 
@@ -126,7 +126,7 @@ class _EntryTable(Table):
         return sum(self._adapter.summary().values())
 
     def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
-        """An entry that changes meanwhile is dumped maybe twice."""
+        """An entry that changes meanwhile may be dumped twice."""
         for family in self._adapter.summary():
             cursor = b"0"
             while True:

@@ -61,7 +61,7 @@ _DELETE = sa.delete(entries).where(
 
 _WANTED = "unnest(CAST(:families AS text[]), CAST(:ids AS text[])) AS wanted (family, id)"
 
-#: Inserts an empty row where there is none, and locks the one that is there.
+#: Locks rows; inserts an empty one where there is none.
 _LOCK = sa.text(
     "INSERT INTO trunkline_signal (namespace, family, id, version, value)"
     f" SELECT CAST(:namespace AS text), family, id, {ABSENT}, CAST('' AS bytea) FROM {_WANTED}"
@@ -112,11 +112,11 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
         self._execute_for(_REMOVE_EMPTY, locked)
 
     def _lock(self, commits: Sequence[Commit]) -> set[KeyName]:
-        """Keep others from changing what these touch before they are committed; its names.
+        """Lock what these commits touch until they are committed; the names that are locked.
 
-        PostgreSQL locks rows, and so an empty one is inserted where there is none. Everyone locks
-        in the same order, or two batches might wait for each other. What only stores values locks
-        them as it goes. What is about the whole namespace waits for all others.
+        PostgreSQL locks rows, and so an empty one is inserted where there is none. Every process
+        locks in the same order: two batches must not wait for each other. A commit that only stores
+        values locks its rows as it writes them. One about all entries excludes all other commits.
         """
         is_whole = any(one.clear or one.expected_entries is not None for one in commits)
         kind = "" if is_whole else "_shared"

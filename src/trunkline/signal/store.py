@@ -34,7 +34,7 @@ __all__ = ("SignalStore",)
 
 R = TypeVar("R")
 
-#: store → the transaction that is under way in this task.
+#: store → the open transaction of this task.
 _running: ContextVar[Mapping[int, SignalTransaction]] = ContextVar("trunkline_signal", default={})  # noqa: B039
 
 #: The first byte of a stored value.
@@ -43,8 +43,8 @@ _PLAIN, _ENCRYPTED = b"\0", b"\1"
 #: The longest name that every database can index, in bytes of UTF-8.
 _MAX_NAME = 1_000
 
-#: The longest rest between two attempts of `transact`, in seconds.
-_LONGEST_REST = 0.25
+#: The longest wait between two attempts of `transact`, in seconds.
+_LONGEST_WAIT = 0.25
 
 
 class SignalStore(Store[SignalAdapter]):
@@ -57,11 +57,11 @@ class SignalStore(Store[SignalAdapter]):
         encryption_key: a Fernet key, or several, with which values are encrypted at rest: the
             first encrypts, all decrypt.
         families: families to allow beside the ten of the protocol.
-        name: stands in events, logs and errors.
+        name: names the store in events, logs and errors.
         call_timeout_ms: how long a call may take, waiting included.
         mailbox_size: calls that may wait for one worker; more make their callers wait for room.
         max_batch: calls that are committed together at most.
-        restart_policy: how many crashes are forgiven, and the rest after each.
+        restart_policy: how many crashes a worker may have, and the backoff after each.
 
     Raises:
         ConfigurationError: a URL, key or option that can never work.
@@ -158,8 +158,8 @@ class SignalStore(Store[SignalAdapter]):
         lock on the key is lost.
 
         One that is begun inside another, in its task or in a task started there, joins it, whatever
-        its key: it is the same transaction, and what it did is committed or rolled back with the
-        rest. An exception that leaves only the inner one undoes nothing. The store's own `get`,
+        its key: it is the same transaction, and is committed or rolled back with it. An exception
+        that leaves only the inner one rolls nothing back. The store's own `get`,
         `set` and `clear` are outside of every transaction; use those of `tx`.
 
         Args:
@@ -207,12 +207,12 @@ class SignalStore(Store[SignalAdapter]):
                 # Inside an outer transaction the conflict is for that one to deal with.
                 if attempt == retries or self.in_transaction:
                     raise
-            await anyio.sleep(random.uniform(0, min(_LONGEST_REST, 0.002 * 2 ** min(attempt, 30))))
+            await anyio.sleep(random.uniform(0, min(_LONGEST_WAIT, 0.002 * 2 ** min(attempt, 30))))
         raise AssertionError("unreachable")
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction of this store is under way in this task."""
+        """Whether this task is inside a transaction of this store."""
         return self._current() is not None
 
     @staticmethod
@@ -254,13 +254,12 @@ class SignalStore(Store[SignalAdapter]):
                 await self._commit_uninterrupted(outcome, lock)
 
     async def _commit_uninterrupted(self, commit: Commit, lock: Lock) -> None:
-        """Commit while the lock is held; a cancellation meanwhile is delivered afterwards."""
+        """Commit while the lock is held. A cancellation meanwhile takes effect afterwards."""
         if not self._adapter.blocking:
             await self._commit(commit)
             return
         with anyio.CancelScope(shield=True):
-            # In a task of its own, with a shield of its own, since this one does not keep out
-            # asyncio's `task.cancel()`.
+            # This shield does not stop asyncio's `task.cancel()`: hence a task with its own.
             async with open_task_group() as task_group:
                 task_group.start_soon(self._commit_held, commit, lock)
 
@@ -302,12 +301,12 @@ class SignalStore(Store[SignalAdapter]):
 
     def _current(self) -> SignalTransaction | None:
         tx = _running.get().get(id(self))
-        # A task that was started inside a transaction may outlive it.
+        # A task that was started inside a transaction may run longer than it.
         return tx if tx is not None and tx.is_open else None
 
 
 class _Undecryptable(UnreadableRecord, ConfigurationError):
-    """A value that another key has encrypted, or that is damaged: it cannot be told apart."""
+    """A value that was encrypted with another key, or is damaged: both look the same."""
 
 
 class _Codec:
@@ -380,7 +379,7 @@ class _Codec:
         if family not in self._families:
             raise ConfigurationError(
                 f"unknown family {family[:40]!r}: known are {', '.join(sorted(self._families))};"
-                " others are given as families="
+                " allow others by families="
             )
 
 

@@ -27,7 +27,7 @@ class TransactionCodec(Protocol):
 
 
 class SignalTransaction:
-    """What `SignalStore.transaction` gives: the store's methods, inside the transaction.
+    """The store's methods inside a transaction; `SignalStore.transaction` yields it.
 
     Reads see its own writes, and what they have read once does not change under them. Nothing is
     visible outside before the commit.
@@ -45,7 +45,7 @@ class SignalTransaction:
         self.key = key
         #: The lock on the key. Where it is lost, the commit will raise `TransactionConflict`.
         self.lock = lock
-        #: Whether it is under way still.
+        #: Whether it has not ended.
         self.is_open = True
         self._read = read
         self._read_names = read_names
@@ -93,7 +93,7 @@ class SignalTransaction:
     def transaction(
         self, key: str, *, timeout_ms: int | None = None
     ) -> AbstractAsyncContextManager[SignalTransaction]:
-        """This transaction itself: one that is begun inside another joins it, whatever its key."""
+        """This transaction itself: a nested one joins it, whatever its key."""
         self._codec.lock(key)
         return self._join()
 
@@ -111,7 +111,7 @@ class SignalTransaction:
 
     @property
     def in_transaction(self) -> bool:
-        """True while it is under way."""
+        """True until it ends."""
         return self.is_open
 
     @asynccontextmanager
@@ -130,8 +130,8 @@ class SignalTransaction:
         unseen = [name for name in names if name not in self._seen]
         if unseen:
             found = await self._read(unseen)
-            # Tasks that share the transaction may have ended it meanwhile, or have seen an entry
-            # before this one did: what was seen first is what must still stand.
+            # Tasks that share the transaction may have ended it meanwhile, or have read an entry
+            # before this one did: the commit expects the version that was read first.
             self._require_open()
             self._reads += 1
             for name in unseen:
@@ -146,8 +146,8 @@ class SignalTransaction:
     def outcome(self, version: int) -> Commit | None:
         """What there is to commit, or to check; `None` if nothing.
 
-        What was read at one instant was true at that instant, and needs no check. What was read
-        at several may never have been true together.
+        Reads at one instant are consistent, and need no check. Those at several instants may show
+        a state that never existed.
         """
         if not self._changes and self._cleared is None and self._reads < 2:
             return None
