@@ -46,7 +46,7 @@ def test_memory(race, portal, scale, act):
             unit="ns",
             against="aiogram MemoryStorage",
             peer=best["aiogram"],
-            budget=2,
+            budget=8,
         )
     )
     if also:

@@ -51,9 +51,12 @@ class MemoryFSMAdapter(RecordFSMAdapter):
         return sum(map(len, self._bots.values()))
 
     def save(self, key: RecordKey, step: Step, fields: Fields, ttl_ms: int | None) -> None:
-        super().save(key, step, fields, ttl_ms)
-        if ttl_ms is not None:
-            self._ends.setdefault(ttl_ms, OrderedDict())[key] = self._clock() + ttl_ms
+        if ttl_ms is None:
+            self._write(key, Record(step, fields))
+            return
+        end = self._clock() + ttl_ms
+        self._write(key, Record(step, fields, end))
+        self._ends.setdefault(ttl_ms, OrderedDict())[key] = end
 
     def clear(self, key: RecordKey) -> None:
         self._forget_end(key)
@@ -85,7 +88,8 @@ class MemoryFSMAdapter(RecordFSMAdapter):
         return None if records is None else records.get(key.key)
 
     def _write(self, key: RecordKey, record: Record) -> None:
-        self._forget_end(key)
+        if self._ends:
+            self._forget_end(key)
         records = self._bots.get(key.bot_name)
         if records is None:
             records = self._bots[key.bot_name] = OrderedDict()
