@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from trunkline.backends import (
     Adapter,
     AdapterOptions,
-    choose_adapter,
     hide_password,
     open_adapter,
     register_adapter,
+    resolve_adapter,
 )
 from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMStore
@@ -37,22 +37,22 @@ def test_the_scheme_chooses_the_adapter_whatever_its_case_and_driver(url):
 
 def test_an_adapter_that_is_given_is_taken():
     adapter = MemorySignalAdapter()
-    assert choose_adapter(SignalAdapter, None, adapter, OPTIONS) is adapter
+    assert resolve_adapter(SignalAdapter, None, adapter, OPTIONS) is adapter
 
 
 def test_a_url_and_an_adapter_are_one_too_many():
     with pytest.raises(ConfigurationError, match="a URL or an adapter, not both"):
-        choose_adapter(SignalAdapter, "memory://", MemorySignalAdapter(), OPTIONS)
+        resolve_adapter(SignalAdapter, "memory://", MemorySignalAdapter(), OPTIONS)
 
 
 def test_neither_a_url_nor_an_adapter_is_too_little():
     with pytest.raises(ConfigurationError, match=r"give a URL, such as 'sqlite:///bot\.db'"):
-        choose_adapter(SignalAdapter, None, None, OPTIONS)
+        resolve_adapter(SignalAdapter, None, None, OPTIONS)
 
 
 def test_an_adapter_of_another_store_is_refused():
     with pytest.raises(ConfigurationError, match="needs a SignalAdapter, not MemoryFSMAdapter"):
-        choose_adapter(SignalAdapter, None, MemoryFSMAdapter(), OPTIONS)
+        resolve_adapter(SignalAdapter, None, MemoryFSMAdapter(), OPTIONS)
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_are_known():

@@ -9,10 +9,10 @@ from trunkline.backends.dump import Row, Schema, Table
 from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.registry import (
     AdapterOptions,
-    choose_adapter,
     open_adapter,
     register_adapter,
     registered_stores,
+    resolve_adapter,
 )
 from trunkline.backends.store import Store, StoreStats
 from trunkline.backends.url import hide_password
@@ -27,9 +27,9 @@ __all__ = (
     "Store",
     "StoreStats",
     "Table",
-    "choose_adapter",
     "hide_password",
     "open_adapter",
     "register_adapter",
     "registered_stores",
+    "resolve_adapter",
 )

@@ -16,11 +16,11 @@ from trunkline.validation import require_positive, text_problem
 
 __all__ = (
     "AdapterOptions",
-    "choose_adapter",
     "open_adapter",
     "register_adapter",
     "registered_schemes",
     "registered_stores",
+    "resolve_adapter",
 )
 
 A = TypeVar("A", bound=Adapter)
@@ -119,7 +119,7 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0].partition("+")[0].lower()
 
 
-def choose_adapter(
+def resolve_adapter(
     contract: type[Any], url: str | None, adapter: A | None, options: AdapterOptions
 ) -> A:
     """The adapter that a program gave to a store, or the one for its URL.

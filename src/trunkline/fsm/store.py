@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from trunkline.actors import RestartPolicy, sleep_ms
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.actors.task_group import open_task_group
-from trunkline.backends import AdapterOptions, Store, choose_adapter
+from trunkline.backends import AdapterOptions, Store, resolve_adapter
 from trunkline.backends.codec import (
     Key,
     Unstorable,
@@ -123,7 +123,7 @@ class FSMStore(Store[FSMAdapter]):
     ) -> None:
         options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms, clock=clock)
         super().__init__(
-            choose_adapter(FSMAdapter, url, adapter, options),
+            resolve_adapter(FSMAdapter, url, adapter, options),
             name=name,
             call_timeout_ms=call_timeout_ms,
             mailbox_size=mailbox_size,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 from msgspec.structs import replace
 
 from trunkline.actors import RestartPolicy
-from trunkline.backends import AdapterOptions, Store, choose_adapter
+from trunkline.backends import AdapterOptions, Store, resolve_adapter
 from trunkline.backends.cipher import EncryptionKey
 from trunkline.errors import AmbiguousMatch, ConfigurationError, InvalidModel, NotFound
 from trunkline.persistence.adapter import (
@@ -114,7 +114,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         self._credentials = CredentialsCipher(encryption_key)
         options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms)
         super().__init__(
-            choose_adapter(PersistenceAdapter, url, adapter, options),
+            resolve_adapter(PersistenceAdapter, url, adapter, options),
             name=name,
             call_timeout_ms=call_timeout_ms,
             mailbox_size=mailbox_size,

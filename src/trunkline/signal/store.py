@@ -14,7 +14,7 @@ import msgspec
 
 from trunkline.actors import RestartPolicy
 from trunkline.actors.task_group import open_task_group
-from trunkline.backends import AdapterOptions, ConnectionLost, Store, choose_adapter
+from trunkline.backends import AdapterOptions, ConnectionLost, Store, resolve_adapter
 from trunkline.backends.cipher import Cipher, EncryptionKey
 from trunkline.backends.codec import Unstorable, decode, encode
 from trunkline.backends.locks import Lock
@@ -104,7 +104,7 @@ class SignalStore(Store[SignalAdapter]):
     ) -> None:
         options = AdapterOptions(namespace=namespace, timeout_ms=call_timeout_ms)
         super().__init__(
-            choose_adapter(SignalAdapter, url, adapter, options),
+            resolve_adapter(SignalAdapter, url, adapter, options),
             name=name,
             call_timeout_ms=call_timeout_ms,
             mailbox_size=mailbox_size,
