@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from trunkline.errors import TrunklineError, UnreadableRecord
+from trunkline.errors import StoreError, TrunklineError, UnreadableRecord
 from trunkline.signal import SignalStore
 
 DAMAGE = {
@@ -51,6 +51,17 @@ async def require_damage_is_contained(store):
 
 async def count_up(tx):
     await tx.set({"session": {"ann": 3}})
+
+
+async def test_a_family_that_is_no_hash_fails_its_calls_and_no_others(valkey_url, valkey_server):
+    async with SignalStore(valkey_url) as store:
+        await store.set({"session": {"ann": 1}, "pre-key": {"1": 1}})
+        valkey_server.execute("SET", "trunkline:{default}:signal:family:session", "SECRET")
+        for _ in range(20):
+            with pytest.raises(StoreError):
+                await store.get("session", ["ann"])
+        assert await store.get("pre-key", ["1"]) == {"1": 1}
+        assert store.stats().restarts == 0
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

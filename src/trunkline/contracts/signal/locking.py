@@ -7,6 +7,7 @@ import pytest
 from anyio.abc import TaskStatus
 
 from trunkline.contracts.signal.samples import RollBack, count_up, elsewhere, held
+from trunkline.errors import CallTimeout
 from trunkline.signal import SignalAdapter, SignalStore
 
 __all__ = ("LockingTests",)
@@ -45,6 +46,32 @@ class LockingTests:
                 await run(theirs)
                 assert await store.get("session", ["ann", "bob"]) == {"bob": b"2"}
             assert await store.get("session", ["ann", "bob"]) == {"ann": b"1", "bob": b"2"}
+
+    async def test_a_key_that_is_not_free_in_time_raises_call_timeout(
+        self, adapter: SignalAdapter
+    ) -> None:
+        async with SignalStore(adapter=adapter) as store:
+            async with held(store, "ann"):
+                with pytest.raises(CallTimeout, match="'transaction:ann' was not free within 20"):
+                    await store.transact("ann", count_up, timeout_ms=20)
+            assert await store.transact("ann", count_up, timeout_ms=5_000) == 1
+
+    async def test_a_store_that_ends_gives_back_its_locks(self, adapter: SignalAdapter) -> None:
+        async def own(*, task_status: TaskStatus[None]) -> None:
+            async with store.transaction("ann") as tx:
+                task_status.started()
+                await tx.lock.wait_lost()
+                lost.set()
+
+        if not adapter.lease_ms:
+            pytest.skip("the database has no locks between processes")
+        lost = anyio.Event()
+        async with anyio.create_task_group() as task_group:
+            async with SignalStore(adapter=adapter) as store:
+                await task_group.start(own)
+            await lost.wait()
+        async with SignalStore(adapter=adapter.sibling()) as other:
+            assert await other.transact("ann", count_up, timeout_ms=2_000) == 1
 
     @pytest.mark.parametrize("end", ["cancelled", "raised"])
     async def test_the_lock_of_an_owner_that_is_gone_is_free_at_once(
