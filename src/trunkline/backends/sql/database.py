@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -338,8 +339,13 @@ class Database(ABC):
     def upsert(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert whole rows of `table`, or update those that exist, by its primary key.
 
-        A column with `info={"kept_on_update": True}` keeps the value that it was inserted with.
+        Of rows with one key, the last is stored. A column with `info={"kept_on_update": True}`
+        keeps the value that it was inserted with.
         """
+        if len(rows) > 1:
+            # PostgreSQL does not update a row twice in one statement.
+            key_of = itemgetter(*(column.name for column in table.primary_key))
+            rows = list({key_of(row): row for row in rows}.values())
         if rows:
             self._insert(upsert_of, table, rows)
 

@@ -90,6 +90,8 @@ class PostgreSQL(Database):
             "idle_in_transaction_session_timeout": timeout_ms,
         }
         connection.execute("; ".join(f"SET {name} = {settings[name]}" for name in settings))
+        # Texts in a list that is sent as text would each be escaped.
+        connection.adapters.register_dumper(list, _list_dumper())
         # The server itself ends a statement that takes too long, if it still can.
         connection.answer_timeout = self._timeout_ms / 1000 + _GRACE
 
@@ -157,7 +159,10 @@ class PostgreSQL(Database):
     def _insert(
         self, statement_of: StatementOf, table: sa.Table, rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[Any]:
-        result = self.connection.execute(_insert_of(statement_of, table), rows)
+        # A list a column: with a parameter for each value, each batch is another statement.
+        names = [column.name for column in table.columns]
+        lists = {f"given_{name}": [row[name] for row in rows] for name in names}
+        result = self.connection.execute(_insert_of(statement_of, table), lists)
         return result.all() if result.returns_rows else ()
 
     def find(
@@ -219,7 +224,17 @@ def _first_line(error: BaseException | None) -> str:
 
 @cache
 def _insert_of(statement_of: StatementOf, table: sa.Table) -> Any:
-    return statement_of(table, postgresql.insert(table))
+    """Takes the values as one list for each column."""
+    names = table.columns.keys()
+    types = [column.type.compile(dialect=_DIALECT).partition(" ")[0] for column in table.columns]
+    lists = ", ".join(
+        f"CAST(:given_{name} AS {kind}[])" for name, kind in zip(names, types, strict=True)
+    )
+    given = sa.text(f"SELECT * FROM unnest({lists})").columns(*map(sa.column, names))
+    return statement_of(table, postgresql.insert(table).from_select(names, given))
+
+
+_DIALECT: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -246,6 +261,13 @@ _LOCK_KEY = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 
 def _connect(_dialect: object, _record: object, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _connection_class().connect(*args, **kwargs)
+
+
+@cache
+def _list_dumper() -> Any:
+    from psycopg.types.array import ListBinaryDumper
+
+    return ListBinaryDumper
 
 
 @cache
