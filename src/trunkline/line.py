@@ -423,9 +423,10 @@ class Trunkline(Service):
 
     async def _set_routes(self, arrival: Arrival) -> None:
         key, origin = arrival.session_key, arrival.origin
-        await self.router.set(key.room_scope, replace(origin, thread_id=None))
         if key.thread_id is not None:
             await self.router.set(key, origin)
+            origin = replace(origin, thread_id=None)
+        await self.router.set(key.room_scope, origin)
 
     async def _save(self, message: Message) -> None:
         if self._persistence is not None:

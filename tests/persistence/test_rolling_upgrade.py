@@ -139,6 +139,12 @@ async def test_what_came_in_under_0_1_0_is_a_duplicate(path):
         assert await line.persistence.counts() == KINDS
 
 
+async def test_a_row_that_cannot_be_read_stops_no_upgrade(path):
+    change_documents(path, "'{' || document", "messages")
+    async with PersistenceStore(f"sqlite:///{path}") as store:
+        assert await store.counts() == KINDS
+
+
 async def test_rows_of_0_1_0_are_written_as_0_1_0_can_read_them(path, store):
     await save_all(store)
     await store.save_message(Message.new(room_id="lobby", metadata={"changed": "here"}))

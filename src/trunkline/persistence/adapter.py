@@ -26,10 +26,21 @@ from trunkline.persistence.models import (
 )
 from trunkline.persistence.validation import Model
 
-__all__ = ("KINDS", "DirectoryQuery", "DirectoryTarget", "Inbound", "PersistenceAdapter")
+__all__ = (
+    "KINDS",
+    "DirectoryQuery",
+    "DirectoryTarget",
+    "Inbound",
+    "PersistenceAdapter",
+    "hashed_key",
+    "inbound_key",
+)
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+#: Bytes of a key that an index takes, beside those of a namespace.
+_LONGEST_KEY = 800
 
 #: What a store holds, by the name under which it is counted; those that others refer to first.
 KINDS = {
@@ -75,23 +86,33 @@ class Inbound(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str | None:
-        """The same for the same message of the same external room; `None` without an external id.
-
-        trunkline 0.1 gave this key to the message as its id.
-        """
+        """What tells the same message of the same external room; `None` without an external id."""
         if self.message.external_id is None:
             return None
         binding = self.binding
-        parts = (
+        return inbound_key(
             binding.channel,
             binding.bridge_id,
             str(binding.external_room_id),
             str(self.message.external_id),
         )
-        name = ":".join(parts)
-        if "%" in name or name.count(":") != len(parts) - 1:
-            name = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts)
-        return str(uuid5(NAMESPACE_URL, f"trunkline:{name}"))
+
+
+def inbound_key(*parts: str) -> str:
+    """One text of channel, bridge id, external room id and external id.
+
+    Messages that follow each other in a room have keys that stand together in an index. A text
+    that is too long for an index becomes a hash; trunkline 0.1 gave that hash to the message as
+    its id.
+    """
+    key = ":".join(parts)
+    if "%" in key or key.count(":") != len(parts) - 1:
+        key = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts)
+    return key if len(key.encode()) <= _LONGEST_KEY else hashed_key(key)
+
+
+def hashed_key(key: str) -> str:
+    return str(uuid5(NAMESPACE_URL, f"trunkline:{key}"))
 
 
 class PersistenceAdapter(Adapter, ABC):

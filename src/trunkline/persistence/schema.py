@@ -7,9 +7,12 @@ Changing a table means a further migration, never a change of one that was relea
 
 from __future__ import annotations
 
+import msgspec
 import sqlalchemy as sa
 
 from trunkline.errors import ConfigurationError
+from trunkline.persistence.adapter import hashed_key, inbound_key
+from trunkline.persistence.documents import UNREADABLE
 from trunkline.persistence.validation import folded
 
 __all__ = (
@@ -230,6 +233,49 @@ def _add_namespace(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"DROP TABLE {table.name}_1")
     for table in (rooms, participants):
         _fold_names(connection, table)
+    _name_inbound_keys(connection)
+
+
+def _name_inbound_keys(connection: sa.Connection) -> None:
+    """Give messages that came in the key of which their id is the hash."""
+    last = ""
+    of_page = (
+        sa.select(messages.c.id, messages.c.document)
+        .where(messages.c.inbound_key.is_not(None), messages.c.id > sa.bindparam("last"))
+        .order_by(messages.c.id)
+        .limit(1_000)
+    )
+    named = (
+        sa.update(messages)
+        .where(messages.c.namespace == "default", messages.c.id == sa.bindparam("of_id"))
+        .values(inbound_key=sa.bindparam("key"))
+    )
+    while page := connection.execute(of_page, {"last": last}).all():
+        last = page[-1].id
+        keys = {message_id: _inbound_key_of(document) for message_id, document in page}
+        changed = [
+            {"of_id": message_id, "key": key}
+            for message_id, key in keys.items()
+            if hashed_key(key) == message_id
+        ]
+        if changed:
+            connection.execute(named, changed)
+
+
+def _inbound_key_of(document: str) -> str:
+    """The key of a message, if it came in; empty if its document cannot be read."""
+    try:
+        fields = msgspec.json.decode(document)
+        scope = fields["metadata"]
+        parts = (
+            scope["channel"],
+            scope["bridge_id"],
+            str(fields["delivery_external_room_id"]),
+            str(fields["external_id"]),
+        )
+        return inbound_key(*parts)
+    except (*UNREADABLE, LookupError, AttributeError):
+        return ""
 
 
 def _fold_names(connection: sa.Connection, table: sa.Table) -> None:
