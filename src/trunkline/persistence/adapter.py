@@ -1,4 +1,4 @@
-"""What a database must be able to do for the persistence store."""
+"""The contract between the persistence store and its adapters."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ DirectoryTarget: TypeAlias = Literal["participant", "room"]
 
 
 class DirectoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to look for in the directory; all that is given must match."""
+    """What to search the directory for; all fields that are set must match."""
 
     id: str | None = None
     #: A part of the name, in any case.
@@ -118,13 +118,13 @@ def hashed_key(key: str) -> str:
 class PersistenceAdapter(Adapter, ABC):
     """The contract of persistence. Subclass it and run `trunkline.testing.PersistenceContract`.
 
-    The store has checked what it hands over: models are valid, ids are strings that are not empty,
-    have no NUL and at most 800 bytes, external ids are strings, limits are in range. A method
-    answers, or raises the error that is named; when it raises, it has not changed anything.
+    The store has checked every argument: models are valid; ids are strings that are not empty, have
+    no NUL and at most 800 bytes; external ids are strings; limits are in range. A method that
+    raises one of the errors that it names has not changed anything.
 
-    Models come back equal to what was saved. Saving again under the same id replaces the whole
-    model, and every index with it: what is looked up by an old external id, room, thread or root
-    message does not find the new one.
+    Models are returned equal to what was saved. Saving under the same id replaces the whole model,
+    and every index with it: an external id, a room, a thread or a root message that a model no
+    longer has does not find it.
     """
 
     store: ClassVar = "persistence"
@@ -141,16 +141,19 @@ class PersistenceAdapter(Adapter, ABC):
 
     @abstractmethod
     def delete_room_part(self, room_id: str, limit: int) -> bool:
-        """Delete a part of a room; whether the room is deleted now, or was not there.
+        """Delete a part of a room with what belongs to it.
 
-        The first part is the bindings and the policy, the next are up to `limit` messages or
-        threads each, oldest first; the last one is the room itself. So a room that is being deleted
-        is not found by an external room, and may still be read with its newer messages.
+        The store calls it until the room is deleted, with other calls in between. The first call
+        deletes the bindings and the policy, each call up to `limit` messages and threads, oldest
+        first, and the last call the room. Until then the room can be read with what is left.
+
+        Returns:
+            Whether the room does not exist any more.
         """
 
     @abstractmethod
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
-        """The first `limit` rooms by id, only of `room_type`, only with an id behind `after`."""
+        """The first `limit` rooms by id, after the id `after`, only of `room_type`."""
 
     # -- participants ----------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class PersistenceAdapter(Adapter, ABC):
 
     @abstractmethod
     def delete_participant(self, participant_id: str) -> None:
-        """What they said stays. One that is not there is no error."""
+        """Their messages stay. Does nothing if it does not exist."""
 
     @abstractmethod
     def get_or_create_participant_by_external_id(
@@ -212,7 +215,7 @@ class PersistenceAdapter(Adapter, ABC):
 
     @abstractmethod
     def delete_message(self, message_id: str) -> None:
-        """One that is not there is no error."""
+        """Does nothing if it does not exist."""
 
     @abstractmethod
     def get_message_by_external_id(
@@ -293,7 +296,7 @@ class PersistenceAdapter(Adapter, ABC):
     def directory_search(
         self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
-        """The first `limit` matches by id, only with an id behind `after`."""
+        """The first `limit` matches by id, after the id `after`."""
 
     # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
 
@@ -317,7 +320,7 @@ class PersistenceAdapter(Adapter, ABC):
     def list_bridge_configs(
         self, limit: int, after: str | None, enabled: bool | None
     ) -> list[BridgeConfig]:
-        """The first `limit` by id, only with an id behind `after`, only `enabled` ones or not."""
+        """The first `limit` by id, after the id `after`, only `enabled` ones or not."""
 
     @abstractmethod
     def delete_bridge_config(self, bridge_id: str) -> None:
@@ -343,7 +346,7 @@ class PersistenceAdapter(Adapter, ABC):
     def list_ingress_subscriptions(
         self, bridge_id: str, limit: int, after: str | None, status: str | None
     ) -> list[IngressSubscription]:
-        """The first `limit` by subscription id, only with one behind `after`, only of `status`.
+        """The first `limit` by subscription id, after the id `after`, only of `status`.
 
         One without an id is sorted as an empty string.
         """
@@ -388,7 +391,7 @@ class PersistenceAdapter(Adapter, ABC):
         Args:
             kind: a name in `KINDS`.
             limit: how many at most.
-            after: only those behind this id, in the order of the scan. The id of a policy is its
+            after: only those after this id, in the order of the scan. The id of a policy is its
                 room's; of a subscription, `bridge_id` and `subscription_id` with a NUL between.
             newest_first: backwards.
         """

@@ -1,4 +1,4 @@
-"""Persistence in memory: for tests, and for bots that may forget."""
+"""Persistence in memory: for tests, and for bots whose data may be lost when they end."""
 
 from __future__ import annotations
 
@@ -40,21 +40,23 @@ K = TypeVar("K", bound=Hashable)
 
 
 class MemoryPersistenceAdapter(PersistenceAdapter):
-    """Everything in dictionaries of this process. What is read is a copy."""
+    """Everything in dictionaries of this process. Every model that is returned is a copy."""
 
     blocking: ClassVar = False
 
     @classmethod
     def from_url(cls, url: str, options: AdapterOptions) -> Self:
-        return cls()
+        adapter = cls()
+        adapter.namespace = options.namespace
+        return adapter
 
     def __init__(self) -> None:
-        self._rooms = _Shelf(Room)
-        self._participants = _Shelf(Participant)
-        self._messages = _Shelf(Message)
-        self._threads = _Shelf(Thread)
-        self._bindings = _Shelf(RoomBinding)
-        self._bridges = _Shelf(BridgeConfig)
+        self._rooms = _Models(Room)
+        self._participants = _Models(Participant)
+        self._messages = _Models(Message)
+        self._threads = _Models(Thread)
+        self._bindings = _Models(RoomBinding)
+        self._bridges = _Models(BridgeConfig)
         self._onboardings: dict[str, OnboardingFlow] = {}
         self._policies: dict[str, RoutingPolicy] = {}
         self._subscriptions: dict[tuple[str, str], IngressSubscription] = {}
@@ -76,7 +78,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         #: The key of a message that came in → its id, and back.
         self._message_of_key: dict[str, str] = {}
         self._key_of_message: dict[str, str] = {}
-        #: (channel, external id) → participant ids; first the one that the external id stands for.
+        #: (channel, external id) → participant ids; first the one that the external id finds.
         self._participants_of_external: dict[tuple[str, str], list[str]] = {}
 
     # -- rooms -----------------------------------------------------------------------------------
@@ -165,8 +167,8 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         after: str | None,
         thread_id: str | None,
     ) -> list[Message]:
-        first = self._messages_of_room.place(room_id, after, beyond=True)
-        last = self._messages_of_room.place(room_id, before, beyond=False)
+        first = self._messages_of_room.position(room_id, after, beyond=True)
+        last = self._messages_of_room.position(room_id, before, beyond=False)
         window = self._messages_of_room.of(room_id, first, last)
         if thread_id is not None:
             window = [message for message in window if message.thread_id == thread_id]
@@ -218,7 +220,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def list_threads(
         self, room_id: str, limit: int, after: str | None, status: str | None
     ) -> list[Thread]:
-        first = self._threads_of_room.place(room_id, after, beyond=True)
+        first = self._threads_of_room.position(room_id, after, beyond=True)
         threads = self._threads_of_room.of(room_id, first)
         return _copies(_first(limit, (t for t in threads if status in (None, t.status))))
 
@@ -255,7 +257,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return self._bindings.put(binding)
 
     def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
-        first = self._bindings_of_room.place(room_id, after, beyond=True)
+        first = self._bindings_of_room.position(room_id, after, beyond=True)
         return _copies(self._bindings_of_room.of(room_id, first)[:limit])
 
     def delete_room_binding(self, binding_id: str) -> None:
@@ -276,12 +278,14 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
         if target == "participant":
-            people = (p for p in self._participants.sorted(after) if self._is_who(p, query))
+            people = (
+                p for p in self._participants.sorted(after) if self._matches_participant(p, query)
+            )
             return _copies(_first(limit, people))
-        rooms = (room for room in self._rooms.sorted(after) if self._is_where(room, query))
+        rooms = (room for room in self._rooms.sorted(after) if self._matches_room(room, query))
         return _copies(_first(limit, rooms))
 
-    def _is_who(self, participant: Participant, query: DirectoryQuery) -> bool:
+    def _matches_participant(self, participant: Participant, query: DirectoryQuery) -> bool:
         return (
             query.id in (None, participant.id)
             and _has_name(participant.identity.get("name"), query)
@@ -291,7 +295,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             )
         )
 
-    def _is_where(self, room: Room, query: DirectoryQuery) -> bool:
+    def _matches_room(self, room: Room, query: DirectoryQuery) -> bool:
         return (
             query.id in (None, room.id)
             and _has_name(room.name, query)
@@ -380,9 +384,8 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             )
         inbound = replace(inbound, room=room, participant=participant, thread=thread)
         message, key = inbound.message, inbound.key
-        standing = self._messages.peek(
-            message.id if key is None else self._message_of_key.get(key, message.id)
-        )
+        standing_id = message.id if key is None else self._message_of_key.get(key, message.id)
+        standing = self._messages.peek(standing_id)
         if standing is not None:
             return replace(inbound, message=checked(standing), duplicate=True)
         message = replace(
@@ -419,7 +422,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return [(one, _copied(found[one])) for one in ids[:limit]]
 
     def _of_kind(self, kind: str) -> dict[str, Any]:
-        shelves: dict[str, _Shelf[Any]] = {
+        collections: dict[str, _Models[Any]] = {
             "rooms": self._rooms,
             "participants": self._participants,
             "threads": self._threads,
@@ -427,8 +430,8 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             "room_bindings": self._bindings,
             "bridge_configs": self._bridges,
         }
-        if kind in shelves:
-            return {model.id: model for model in shelves[kind].sorted()}
+        if kind in collections:
+            return {model.id: model for model in collections[kind].sorted()}
         if kind == "ingress_subscriptions":
             return {"\0".join(key): one for key, one in self._subscriptions.items()}
         return dict(self._onboardings if kind == "onboarding_flows" else self._policies)
@@ -438,7 +441,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             raise NotFound(f"no Room {room_id!r}")
 
 
-class _Shelf(Generic[M]):
+class _Models(Generic[M]):
     """Models of one kind by id, and the indexes that follow them."""
 
     def __init__(self, kind: type[M]) -> None:
@@ -467,11 +470,11 @@ class _Shelf(Generic[M]):
         return model
 
     def sorted(self, after: str | None = None) -> list[M]:
-        """All of them, by id; only those behind the id `after`."""
+        """All of them, by id; only those after the id `after`."""
         ids = [one for one in self._models if after is None or one > after]
         return [self._models[model_id] for model_id in sorted(ids)]
 
-    def follow(self, index: _Index[Hashable, M]) -> None:
+    def add_index(self, index: _Index[Hashable, M]) -> None:
         self._indexes.append(index)
 
 
@@ -482,24 +485,24 @@ class _Index(Generic[K, M]):
         self,
         key: Callable[[M], K | None],
         order: Callable[[M], tuple[object, str]],
-        shelf: _Shelf[M],
+        models: _Models[M],
     ) -> None:
         self._key = key
         self._order = order
-        self._shelf = shelf
+        self._models = models
         self._groups: dict[K, list[M]] = {}
-        shelf.follow(self)  # type: ignore[arg-type]
+        models.add_index(self)  # type: ignore[arg-type]
 
     def of(self, key: K, first: int | None = None, last: int | None = None) -> list[M]:
         return self._groups.get(key, [])[first:last]
 
-    def place(self, key: K, model_id: str | None, *, beyond: bool) -> int | None:
-        """Where a model stands in the group, or just beyond it; `None` without a model."""
+    def position(self, key: K, model_id: str | None, *, beyond: bool) -> int | None:
+        """The index of a model in its group, or the one after it; `None` without a model."""
         if model_id is None:
             return None
-        model = self._shelf.peek(model_id)
+        model = self._models.peek(model_id)
         if model is None or self._key(model) != key:
-            raise NotFound(f"no {self._shelf.kind.__name__} {model_id!r} in room {key!r}")
+            raise NotFound(f"no {self._models.kind.__name__} {model_id!r} in room {key!r}")
         return bisect_left(self._groups[key], self._order(model), key=self._order) + beyond
 
     def add(self, model: M) -> None:
