@@ -600,7 +600,9 @@ def run_somebodys_tests(folder, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_anybody_can_run_the_contract_with_one_fixture(tmp_path):
-    output = run_somebodys_tests(tmp_path, "-k", "TestGood", "-W", "error")
+    # Its tables are for adapters that can be copied.
+    chosen = "TestGood and not table and not loading_rows"
+    output = run_somebodys_tests(tmp_path, "-k", chosen, "-W", "error")
     assert " passed, " in output, output
     assert "failed" not in output, output
     assert "skipped" not in output, output
