@@ -11,12 +11,13 @@ import anyio
 from anyio.abc import TaskGroup
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from trunkline.actors import RestartPolicy
 from trunkline.actors.task_group import open_task_group
+from trunkline.commands.console import progress_bar
 from trunkline.errors import NoRoute, PartitionUnavailable
 from trunkline.observe import Event
 from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter
@@ -67,7 +68,8 @@ async def demo(
     async with router:
         async with open_task_group() as task_group:
             show = _Show(router, clock, console, task_group)
-            with _progress(console) as progress:
+            columns = BarColumn(), TextColumn("{task.fields[messages]:,} messages")
+            with progress_bar(console, TextColumn("an hour of chat"), *columns) as progress:
                 bar = progress.add_task("", total=_TURNS, messages=0)
                 for turn in range(_TURNS):
                     await show.play(turn)
@@ -75,17 +77,6 @@ async def demo(
                     await anyio.sleep(turn_seconds)
                 await show.partition_is_back.wait()
         return show.report()
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("an hour of chat"),
-        BarColumn(),
-        TextColumn("{task.fields[messages]:,} messages"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 class _Show:

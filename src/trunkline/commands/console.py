@@ -10,11 +10,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TextIO, TypeVar
 
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
 from trunkline.commands.rendering import printable
@@ -29,6 +30,7 @@ __all__ = (
     "discard_output",
     "interruptible_reads",
     "print_error",
+    "progress_bar",
     "replace_unencodable",
     "terse_log",
 )
@@ -47,6 +49,15 @@ class StandardOutput(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+@contextmanager
+def progress_bar(console: Console, *columns: ProgressColumn) -> Iterator[Progress]:
+    """A progress bar on a terminal, cleared at its end; nothing elsewhere."""
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    # A disabled one prints an empty line when it stops, up to rich 14.2.
+    with nullcontext() if progress.disable else progress:
+        yield progress
 
 
 def print_error(text: str, console: Console | None = None) -> None:

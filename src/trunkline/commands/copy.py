@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from trunkline.commands.console import (
     StandardOutput,
     add_command,
     print_error,
+    progress_bar,
 )
 from trunkline.commands.rendering import counted, sections
 
@@ -103,18 +104,14 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 
 def _copy_with_progress(arguments: argparse.Namespace) -> CopyReport:
-    console = Console(stderr=True)
-    progress = Progress(
+    with progress_bar(
+        Console(stderr=True),
         TextColumn("copying {task.fields[name]}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.completed:,} of {task.total:,} rows"),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with progress:
+    ) as progress:
         task = progress.add_task("", total=0, name="")
 
         def on_progress(name: str, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from trunkline.admin import DEFAULT_NAMESPACE
 from trunkline.commands.console import (
@@ -20,6 +20,7 @@ from trunkline.commands.console import (
     add_command,
     interruptible_reads,
     print_error,
+    progress_bar,
 )
 from trunkline.commands.rendering import json_line
 from trunkline.commands.replay_report import replay_report
@@ -186,17 +187,14 @@ def _replay_with_progress(
     log: ChatLog, config: RouterConfig, store_url: str | None, namespace: str, problems: _Problems
 ) -> tuple[ReplayReport, Stored | None]:
     store = None if store_url is None else PersistenceStore(store_url, namespace=namespace)
-    progress = Progress(
+    with progress_bar(
+        problems.console,
         TextColumn("replaying" if store is None else "replaying and saving"),
         BarColumn(),
         *([TaskProgressColumn()] if log.size else []),
         TextColumn("{task.fields[messages]:,} messages"),
         *([TimeRemainingColumn()] if log.size else []),
-        console=problems.console,
-        transient=True,
-        disable=not problems.console.is_terminal,
-    )
-    with progress:
+    ) as progress:
         task = progress.add_task("", total=log.size, messages=0)
 
         def on_progress(messages: int) -> None:
