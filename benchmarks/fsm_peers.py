@@ -157,5 +157,5 @@ async def _begin_all(
     await Crowd(update_data.do, callers=16)([(*key, DATA[-1]) for key in begun])
     state = await storage.get_state(*keys[0])
     assert getattr(state, "state", state) == STATES[-1], state
-    assert await storage.update_data(*keys[0], {}) == DATA[-1]
+    assert await storage.update_data(*keys[0], {}) == DATA[-1]  # type: ignore[call-arg]
     return FSM(set_state, update_data, Act(storage.get_state, keys), Act(storage.get_data, keys))

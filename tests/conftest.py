@@ -38,7 +38,7 @@ class _Entries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname.lower()
-        self.entries.append({"event": record.event, "log_level": level, **record.fields})
+        self.entries.append({"event": record.event, "log_level": level, **record.fields})  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

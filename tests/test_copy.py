@@ -575,7 +575,7 @@ def test_a_server_of_an_older_version_is_refused_and_left_as_it_is(
     valkey_server, valkey_url, store
 ):
     """Opening a store would migrate it, and it may still serve an older bot."""
-    for command in OLD_KEYS[store]:
+    for command in OLD_KEYS[store]:  # type: ignore[attr-defined]
         valkey_server.execute(*command)
     keys = sorted(valkey_server.execute("KEYS", "*"))
     with pytest.raises(ConfigurationError, match=f"version 1 of the {store}.*start a bot on it"):

@@ -157,7 +157,7 @@ async def test_a_crash_looks_like_a_bug_in_a_handler():
     async with SessionRouter(restart_policy=AT_ONCE) as router:
         errors = []
         router.events.subscribe(
-            lambda event: event.name == "crashed" and errors.append(event.error)
+            lambda event: event.name == "crashed" and errors.append(event.error)  # type: ignore[attr-defined]
         )
         await crash(router.partition(0))
         await router.set_many({("a", "b", str(number)): Route(1) for number in range(50)})

@@ -27,7 +27,7 @@ async def make_mailbox():
         made.append(Mailbox(capacity, timeout_ms))
         return made[-1]
 
-    make.made = made
+    make.made = made  # type: ignore[attr-defined]
     yield make
     for mailbox in made:
         mailbox.refuse_all(partial(ActorStopped, "the test is over"))

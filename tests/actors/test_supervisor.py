@@ -556,7 +556,7 @@ async def test_after_an_exception_in_the_body_calls_are_refused():
         with pytest.raises(Bug):
             await run(task_group)
     with pytest.raises(ActorStopped, match="till has stopped: it was cancelled"):
-        await counter.call(Counter.add)
+        await counter.call(Counter.add)  # type: ignore[attr-defined]
     assert refused == ["till has stopped: it was cancelled"]
 
 

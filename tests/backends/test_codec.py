@@ -108,7 +108,7 @@ def test_a_value_of_a_subclass_comes_back_as_the_built_in_one_that_it_equals(val
 @pytest.mark.parametrize(
     "value",
     [
-        Enum("Colour", "RED").RED,
+        Enum("Colour", "RED").RED,  # type: ignore[attr-defined]
         type("Moment", (datetime,), {})(2026, 1, 1),
         msgspec.Raw(b"\x01"),
         {2**64: "a name beyond 64 bits"},

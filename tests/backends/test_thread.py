@@ -129,7 +129,7 @@ def test_a_thread_ends_with_an_event_loop_that_nobody_tidied_up(monkeypatch):
     loop = asyncio.new_event_loop()
     loop.run_until_complete(leave_it())
     for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
     gate.open()
     deadline = time.monotonic() + 10

@@ -84,14 +84,14 @@ class CloudSignalAdapter(MemorySignalAdapter):
     @classmethod
     def from_url(cls, url, options):
         adapter = cls()
-        adapter.url, adapter.namespace = url, options.namespace
+        adapter.url, adapter.namespace = url, options.namespace  # type: ignore[attr-defined]
         return adapter
 
 
 def test_a_registered_adapter_opens_the_urls_of_its_scheme():
     register_adapter("cloud", CloudSignalAdapter)
     store = SignalStore("cloud://keys", namespace="shop")
-    assert (store._adapter.url, store._adapter.namespace) == ("cloud://keys", "shop")
+    assert (store._adapter.url, store._adapter.namespace) == ("cloud://keys", "shop")  # type: ignore[attr-defined]
     with pytest.raises(ConfigurationError, match="no fsm adapter"):
         FSMStore("cloud://keys")
 

@@ -228,7 +228,7 @@ async def test_a_call_that_is_given_up_while_its_batch_waits_to_begin_is_never_r
     async with LedgerStore(GatedLedger(), call_timeout_ms=50) as store:
         with pytest.raises(StoreUnavailable, match="the call will never begin"):
             await store.write("a")
-        store.book.gate.open()
+        store.book.gate.open()  # type: ignore[attr-defined]
         await until(lambda: not store.waiting)
         assert await store.write("b") == "B"
         assert (store.book.lines, store.book.runs) == (["b"], ["b"])
@@ -249,8 +249,8 @@ class GatedLedger(Ledger):
     @contextmanager
     def transaction(self, *, read_only=False):
         if not hasattr(self.book, "gate"):
-            self.book.gate = Gate()
-        self.book.gate.pass_through()
+            self.book.gate = Gate()  # type: ignore[attr-defined]
+        self.book.gate.pass_through()  # type: ignore[attr-defined]
         with super().transaction(read_only=read_only):
             yield
 

@@ -224,7 +224,7 @@ async def test_whoever_finds_no_room_waits_for_it_and_is_served_in_order(url):
 
     async def update(number, *, task_status):
         task_status.started()
-        await store.update_data(BOT, KEY, {"last": number})
+        await store.update_data(BOT, KEY, {"last": number})  # type: ignore[attr-defined]
         served.append(number)
 
     async with FSMStore(url, mailbox_size=1, max_batch=2) as store:

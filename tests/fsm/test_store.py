@@ -374,7 +374,7 @@ async def test_memory_does_not_grow_without_end():
         assert await store.get_state(BOT, (2, 7)) is None
         for number in range(100):
             await store.set_state(BOT, (number, 8), "a")
-        assert store._adapter.count() == 4
+        assert store._adapter.count() == 4  # type: ignore[attr-defined]
         assert await store.get_state("other", KEY) == FSMState("a")
 
 
@@ -394,7 +394,7 @@ async def test_of_two_stores_on_one_adapter_the_one_that_runs_is_told():
     adapter, told = MemoryFSMAdapter(max_conversations=1), []
     stores = [FSMStore(adapter=adapter, name=name) for name in ("one", "two")]
     for store in reversed(stores):
-        store.events.subscribe(lambda event: told.append((event.instance, event.key)))
+        store.events.subscribe(lambda event: told.append((event.instance, event.key)))  # type: ignore[attr-defined]
         async with store:
             await store.init(BOT)
             for key in range(2):
@@ -430,7 +430,7 @@ async def test_a_dropped_conversation_does_not_end_a_second_time():
     clock, told = ManualClock(SEVENTIES_MS), []
     adapter = MemoryFSMAdapter(clock, max_conversations=2)
     async with FSMStore(adapter=adapter, clock=clock, sweep_interval_ms=1_000) as store:
-        store.events.subscribe(lambda event: told.append(event.key))
+        store.events.subscribe(lambda event: told.append(event.key))  # type: ignore[attr-defined]
         await store.init(BOT, ttl_ms=500)
         for key in range(4):
             await store.set_state(BOT, key, "a")

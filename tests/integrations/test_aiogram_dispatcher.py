@@ -275,7 +275,7 @@ async def test_a_dispatcher_of_module_level_polls_stops_and_polls_again(sqlite_u
         await poll(dispatcher, bot, telegram, 50 * number)
         assert telegram.is_closed
         with pytest.raises(StoreUnavailable):
-            await dispatcher.storage.store.get_state("aiogram:42", 1)
+            await dispatcher.storage.store.get_state("aiogram:42", 1)  # type: ignore[attr-defined]
     assert all(said[-1] == "Ada is 36" for said in telegram.said.values())
     assert len(telegram.said) == 50
 
@@ -298,7 +298,7 @@ async def test_a_wrong_url_ends_polling_before_it_begins_if_the_storage_starts_w
     tmp_path, telegram, bot
 ):
     dispatcher = form_dispatcher(f"sqlite:///{tmp_path}/missing/bot.db")
-    dispatcher.startup.register(dispatcher.storage.start)
+    dispatcher.startup.register(dispatcher.storage.start)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="missing"):
         await dispatcher.start_polling(bot, handle_signals=False)
     assert not any(isinstance(call, GetUpdates) for call in telegram.calls)

@@ -274,7 +274,8 @@ IN_A_ROOM = {
 
 
 @pytest.mark.parametrize(
-    ("statement", "call"), [(one, call) for one, calls in IN_A_ROOM.items() for call in calls]
+    ("statement", "call"),
+    [(one, call) for one, calls in IN_A_ROOM.items() for call in calls],  # type: ignore[attr-defined]
 )
 def test_a_room_cannot_be_deleted_before_what_is_stored_in_it_is_committed(
     postgres_url, statement, call

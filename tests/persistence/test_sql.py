@@ -236,7 +236,7 @@ def test_foreign_keys_that_cascade_are_indexed():
     for table in tables:
         for key in table.foreign_key_constraints:
             indexes = [*table.indexes, table.primary_key]
-            leading = [[column.name for column in index.columns][:2] for index in indexes]
+            leading = [[column.name for column in index.columns][:2] for index in indexes]  # type: ignore[attr-defined]
             assert key.column_keys in leading, f"{table.name}: {key.column_keys}"
 
 

@@ -215,7 +215,7 @@ async def test_what_a_prune_removes_is_reported_by_key(make_router, clock):
         await router.prune()
         fields = {"instance": "mine", "partition": 0}
         assert [events[-1]] == [RoutesPruned(**fields, count=2, entries=1)]
-        assert sorted(events[:-1], key=lambda event: event.session_key) == [
+        assert sorted(events[:-1], key=lambda event: event.session_key) == [  # type: ignore[attr-defined]
             RouteStale(**fields, session_key=room(number), reason="prune") for number in range(2)
         ]
 
@@ -302,7 +302,7 @@ async def test_many_keys_are_told_one_by_one(make_router):
         events = subscribed(router)
         await router.set_many({room(1): Route(1), room(2): Route(2)})
         await router.resolve_many([room(1), room(3)])
-        assert [(event.name, event.session_key) for event in events] == [
+        assert [(event.name, event.session_key) for event in events] == [  # type: ignore[attr-defined]
             ("set", room(1)),
             ("set", room(2)),
             ("resolved", room(1)),

@@ -18,7 +18,7 @@ PARTS = st.one_of(
     st.sampled_from(["%", ":", "%3A", "%25", "%253A", "\n", "\r\n", "\N{DOOR}", "\u0301", " "]),
 )
 ROOMS = st.tuples(*[PARTS.filter(bool)] * 3)
-KEYS = st.builds(lambda room, thread: SessionKey(*room, thread), ROOMS, st.none() | PARTS)
+KEYS = st.builds(lambda room, thread: SessionKey(*room, thread), ROOMS, st.none() | PARTS)  # type: ignore[call-arg]
 
 
 class Platform(str, Enum):  # noqa: UP042 - whose str() is not its value
@@ -121,7 +121,7 @@ def test_a_key_is_a_tuple():
     key = SessionKey("a", "b", "c")
     assert key == ("a", "b", "c", None)
     assert hash(key) == hash(("a", "b", "c", None))
-    assert key._fields == ("channel", "bridge_id", "room_id", "thread_id")
+    assert key._fields == ("channel", "bridge_id", "room_id", "thread_id")  # type: ignore[attr-defined]
 
 
 # -- what a key is -------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_partition_is_the_hash_of_the_room_modulo_their_count(key, count):
 
 @given(ROOMS, st.none() | PARTS, st.integers(1, 64))
 def test_a_thread_is_in_the_partition_of_its_room(room, thread, count):
-    key = SessionKey(*room, thread)
+    key = SessionKey(*room, thread)  # type: ignore[call-arg]
     assert partition_of(key, count) == partition_of(key.room_scope, count)
 
 

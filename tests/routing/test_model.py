@@ -184,7 +184,7 @@ class Comparison:
         self.evicted: list[list[SessionKey]] = [[] for _ in range(PARTITIONS)]
         self.router.events.subscribe(
             lambda event: (
-                event.name == "evicted" and self.evicted[event.partition].append(event.session_key)
+                event.name == "evicted" and self.evicted[event.partition].append(event.session_key)  # type: ignore[attr-defined]
             )
         )
 

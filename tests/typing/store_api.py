@@ -35,6 +35,9 @@ def constructors() -> None:
     PersistenceStore("memory://", call_timeout=1)  # error: call-arg
     PersistenceStore("memory://", call_timeout_ms="soon")  # error: arg-type
     SignalStore(families=7)  # error: arg-type
+    SignalStore(nmae="x")  # error: call-arg
+    SignalStore(namespace=7)  # error: arg-type
+    SignalStore(restart_policy=3)  # error: arg-type
 
 
 async def dialogues(store: FSMStore) -> None:
