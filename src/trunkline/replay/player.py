@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter, perf_counter_ns
 
@@ -99,11 +100,8 @@ class _Run:
         self._messages = 0
         self._first_ms = 0
         self._out_of_order = 0
-        self._replies = _Tally()
-        self._late_answers = _Tally()
-        self._new = 0
-        self._expired = 0
-        self._evicted = 0
+        self._replies: Counter[str] = Counter()
+        self._late_answers: Counter[str] = Counter()
         self._away_ms = Histogram()
         self._resolve_ns = Histogram()
         self._entries = 0
@@ -167,28 +165,25 @@ class _Run:
         now_ms, set_at_ms = self._clock.now_ms, conversation.set_at_ms
         found = await self._resolve(conversation, self._late_answers)
         if set_at_ms is None:
-            self._new += 1
+            self._late_answers["new"] += 1
             return
         self._away_ms.add(now_ms - set_at_ms)
         if found is None or found.fallback:
-            if now_ms - set_at_ms >= self._router.config.ttl_ms:
-                self._expired += 1
-            else:
-                self._evicted += 1
+            has_expired = now_ms - set_at_ms >= self._router.config.ttl_ms
+            self._late_answers["expired" if has_expired else "evicted"] += 1
 
-    async def _resolve(self, conversation: Conversation, tally: _Tally) -> Resolution | None:
+    async def _resolve(
+        self, conversation: Conversation, outcomes: Counter[str]
+    ) -> Resolution | None:
         started = perf_counter_ns()
         try:
             resolution = await self._router.resolve(conversation.key)
         except NoRoute:
             self._resolve_ns.add(perf_counter_ns() - started)
-            tally.misses += 1
+            outcomes["misses"] += 1
             return None
         self._resolve_ns.add(perf_counter_ns() - started)
-        if resolution.fallback:
-            tally.thread_fallbacks += 1
-        else:
-            tally.hits += 1
+        outcomes["thread_fallbacks" if resolution.fallback else "hits"] += 1
         return resolution
 
     async def _set(self, conversation: Conversation) -> None:
@@ -228,13 +223,8 @@ class _Run:
             evicted=total.evicted,
             pruned=total.pruned,
             peak_entries=self._peak_entries,
-            replies=Outcomes(**vars(self._replies)),
-            late_answers=LateAnswers(
-                **vars(self._late_answers),
-                new=self._new,
-                expired=self._expired,
-                evicted=self._evicted,
-            ),
+            replies=Outcomes(**self._replies),
+            late_answers=LateAnswers(**self._late_answers),
             needed_ttl=NeededTtl(
                 p50_ms=_ttl_beyond(away_ms.quantile(0.50)),
                 p90_ms=_ttl_beyond(away_ms.quantile(0.90)),
@@ -262,10 +252,3 @@ class _Run:
 def _ttl_beyond(away_ms: int | None) -> int:
     """The shortest TTL longer than an absence; 0 without one."""
     return 0 if away_ms is None else away_ms + 1
-
-
-class _Tally:
-    def __init__(self) -> None:
-        self.hits = 0
-        self.thread_fallbacks = 0
-        self.misses = 0
