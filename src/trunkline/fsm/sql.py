@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from trunkline.actors import Call
 from trunkline.actors.clock import wall_clock_ms
@@ -85,14 +84,6 @@ MIGRATIONS = (_create, _add_namespace)
 # Without the empty rows of `_lock`, which are not reported.
 _EXPIRED = (records.c.namespace == sa.bindparam("namespace")) & _ends.between(
     1, sa.bindparam("now")
-)
-
-_insert = postgresql_insert(records)
-#: Inserts an empty row where there is none, and locks the one that is there.
-_LOCK = _insert.on_conflict_do_update(
-    index_elements=list(records.primary_key),
-    set_={"key": _insert.excluded.key},
-    where=sa.false(),
 )
 
 
@@ -190,15 +181,10 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         self._changed.add(key)
 
     def _lock(self, keys: Collection[RecordKey]) -> None:
-        """Keep others from changing the records of `keys` before the commit.
-
-        Only rows can be locked, and so an empty one is inserted where there is none. Everyone locks
-        in the same order, or two batches might wait for each other.
-        """
-        if keys:
-            ordered = sorted(keys, key=lambda key: (key.bot_name, key.key))
-            empty = Record(expires_at_ms=0)
-            self.database.connection.execute(_LOCK, [self._row(key, empty) for key in ordered])
+        """Keep others from changing the records of `keys` before the commit."""
+        ordered = sorted(keys, key=lambda key: (key.bot_name, key.key))
+        empty = Record(expires_at_ms=0)
+        self.database.lock_rows(records, [self._row(key, empty) for key in ordered])
 
     def _select(self, keys: Iterable[RecordKey]) -> dict[RecordKey, Any]:
         primary_keys = [(self.namespace, key.bot_name, key.key) for key in keys]

@@ -59,18 +59,7 @@ _DELETE = sa.delete(entries).where(
     _IN_NAMESPACE, entries.c.family == sa.bindparam("family_"), entries.c.id == sa.bindparam("id_")
 )
 
-_WANTED = "unnest(CAST(:families AS text[]), CAST(:ids AS text[])) AS wanted (family, id)"
-
-#: Locks rows; inserts an empty one where there is none.
-_LOCK = sa.text(
-    "INSERT INTO trunkline_signal (namespace, family, id, version, value)"
-    f" SELECT CAST(:namespace AS text), family, id, {ABSENT}, CAST('' AS bytea) FROM {_WANTED}"
-    " ON CONFLICT (namespace, family, id) DO UPDATE SET version = excluded.version WHERE false"
-)
-_REMOVE_EMPTY = sa.text(
-    f"DELETE FROM trunkline_signal AS one USING {_WANTED} WHERE one.namespace = :namespace"
-    f" AND one.family = wanted.family AND one.id = wanted.id AND one.version = {ABSENT}"
-)
+_DELETE_EMPTY = _DELETE.where(entries.c.version == ABSENT)
 
 
 class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
@@ -100,7 +89,7 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     def run_together(self, calls: Sequence[Call]) -> None:
         commits = [call for call in calls if call.handler is SignalAdapter.commit]
-        if not self.database.writes_concurrently or not commits:
+        if not (commits and self.database.writes_concurrently):
             super().run_together(calls)
             return
         locked = self._lock([call.args[0] for call in commits])
@@ -109,14 +98,14 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
             if call.value:
                 changes = call.args[0].changes.items()
                 locked.difference_update(name for name, value in changes if value is not None)
-        self._execute_for(_REMOVE_EMPTY, locked)
+        if locked:
+            self.database.connection.execute(_DELETE_EMPTY, [self._key(*name) for name in locked])
 
     def _lock(self, commits: Sequence[Commit]) -> set[KeyName]:
         """Lock what these commits touch until they are committed; the names that are locked.
 
-        PostgreSQL locks rows, and so an empty one is inserted where there is none. Every process
-        locks in the same order: two batches must not wait for each other. A commit that only stores
-        values locks its rows as it writes them. One about all entries excludes all other commits.
+        A commit that only stores values locks its rows as it writes them. One about all entries
+        excludes all other commits.
         """
         is_whole = any(one.clear or one.expected_entries is not None for one in commits)
         kind = "" if is_whole else "_shared"
@@ -125,14 +114,15 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
             return set()
         deciding = (one for one in commits if one.expected or None in one.changes.values())
         names = {name for one in deciding for name in (*one.changes, *one.expected)}
-        self._execute_for(_LOCK, names)
+        self.database.lock_rows(entries, [self._row(name, ABSENT, b"") for name in sorted(names)])
         return names
 
-    def _execute_for(self, statement: sa.TextClause, names: Collection[KeyName]) -> None:
-        if names:
-            families, ids = zip(*sorted(names), strict=True)
-            parameters = {"families": [*families], "ids": [*ids], "namespace": self.namespace}
-            self.database.connection.execute(statement, parameters)
+    def _row(self, name: KeyName, version: int, value: bytes) -> dict[str, Any]:
+        row = {"namespace": self.namespace, "family": name.family, "id": name.id}
+        return {**row, "version": version, "value": value}
+
+    def _key(self, family: str, entry_id: str) -> dict[str, str]:
+        return {"namespace": self.namespace, "family_": family, "id_": entry_id}
 
     def get(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
         rows = self.database.find(entries, [(self.namespace, *name) for name in names])
@@ -157,16 +147,12 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
                     return False
         if commit.clear:
             connection.execute(sa.delete(entries).where(_IN_NAMESPACE), namespace)
-        rows: list[dict[str, Any]] = []
-        deleted: list[dict[str, str]] = []
-        for (family, entry_id), value in sorted(commit.changes.items(), key=itemgetter(0)):
-            if value is None:
-                deleted.append({**namespace, "family_": family, "id_": entry_id})
-            else:
-                row = {**namespace, "family": family, "id": entry_id}
-                rows.append({**row, "version": commit.version, "value": value})
-        if rows:
-            self.database.upsert(entries, rows)
+        changes = sorted(commit.changes.items(), key=itemgetter(0))
+        rows = [
+            self._row(name, commit.version, value) for name, value in changes if value is not None
+        ]
+        self.database.upsert(entries, rows)
+        deleted = [self._key(*name) for name, value in changes if value is None]
         if deleted and not commit.clear:
             connection.execute(_DELETE, deleted)
         return True

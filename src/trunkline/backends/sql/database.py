@@ -363,6 +363,16 @@ class Database(ABC):
         """Insert a whole row, unless it violates a constraint of `table`; whether it did not."""
         return bool(self.insert_absent(table, [row]))
 
+    def lock_rows(self, table: sa.Table, empty_rows: Sequence[Mapping[str, Any]]) -> None:
+        """Lock the rows with the primary keys of `empty_rows` until the transaction ends.
+
+        Only rows can be locked, and so an empty one is inserted where there is none: whoever calls
+        this removes it in the end. Every process locks in the same order, or two transactions might
+        wait for each other. Where a transaction that writes is alone, it does nothing.
+        """
+        if self.writes_concurrently and empty_rows:
+            self._insert(lock_of, table, empty_rows)
+
     @abstractmethod
     def _insert(
         self, statement_of: StatementOf, table: sa.Table, rows: Sequence[Mapping[str, Any]]
@@ -416,6 +426,13 @@ def upsert_of(table: sa.Table, insert: Any) -> Any:
         if column.name not in keys and not column.info.get("kept_on_update")
     }
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+def lock_of(table: sa.Table, insert: Any) -> Any:
+    """`INSERT … ON CONFLICT` of a whole row of `table`, which locks the one that exists."""
+    keys = [column.name for column in table.primary_key]
+    unchanged = {keys[-1]: insert.excluded[keys[-1]]}
+    return insert.on_conflict_do_update(index_elements=keys, set_=unchanged, where=sa.false())
 
 
 def insert_absent_of(table: sa.Table, insert: Any) -> Any:
