@@ -101,14 +101,14 @@ def our_file(path: Path) -> AbstractAsyncContextManager[Save]:
 
 @asynccontextmanager
 async def our_line(url: str) -> AsyncGenerator[Save, None]:
-    """Takes in messages of eight lively rooms, from the senders of `make_messages`."""
+    """Takes in messages of one room, from the senders that `make_messages` has."""
     async with Trunkline(url, fsm=None, signal=None, namespace="default") as line:
 
         async def ingest(message: Message) -> None:
             await line.ingest(
                 channel="telegram",
                 bridge_id="support_bot",
-                external_room_id=int(message.external_id) % 8,
+                external_room_id="lobby",
                 external_user_id=message.sender_id,
                 external_message_id=message.external_id,
                 content=message.content,
