@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trunkline.backends import Adapter
 from trunkline.backends.locks import KeyLocks, Leases, Lock
 from trunkline.errors import CallTimeout, ConfigurationError, LockLost, StoreUnavailable
 from trunkline.fsm import FSMStore
@@ -558,7 +559,7 @@ async def test_a_timeout_that_makes_no_sense_is_refused(timeout_ms):
                 pytest.fail("it was taken")
 
 
-class Forgetful:
+class Forgetful(Adapter):
     """An adapter's locks, whose replies are lost when they are given back."""
 
     lease_ms = 10_000

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,6 +20,7 @@ from uuid_utils import uuid7
 
 from trunkline.actors.log import Log
 from trunkline.actors.task_group import open_task_group
+from trunkline.backends.adapter import Adapter
 from trunkline.errors import LockLost, StoreUnavailable, TrunklineError
 
 __all__ = ("KeyLocks", "Leases", "Lock")
@@ -135,18 +136,6 @@ class _Queue:
         self.waiters: deque[tuple[anyio.Event, int]] = deque()
 
 
-class Lockable(Protocol):
-    """An adapter that can lock between processes; see `Adapter.lease_ms`."""
-
-    lease_ms: int
-
-    def try_lock(self, key: str, token: str) -> bool: ...
-
-    def renew_lock(self, key: str, token: str) -> bool: ...
-
-    def unlock(self, key: str, token: str) -> bool: ...
-
-
 class Leases:
     """Locks between processes: of each, a task takes the lease, renews it and gives it back.
 
@@ -155,7 +144,7 @@ class Leases:
         ask: calls a method of the adapter with arguments, in their order.
     """
 
-    def __init__(self, adapter: Lockable, ask: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, adapter: Adapter, ask: Callable[..., Awaitable[Any]]) -> None:
         self._adapter = adapter
         self._ask = ask
         self._task_group: TaskGroup | None = None
