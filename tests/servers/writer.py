@@ -123,7 +123,8 @@ def meet(url: str, path: Path, start: Any, backend: str, seed: int, size: int) -
     async def main() -> None:
         journal = Journal(path)
         start.wait(30)
-        async with PersistenceStore(url) as store, anyio.create_task_group() as callers:
+        store = PersistenceStore(url, call_timeout_ms=30_000)
+        async with store, anyio.create_task_group() as callers:
 
             async def caller(number: int) -> None:
                 await _note_errors(journal, call, number)
