@@ -311,7 +311,8 @@ async def test_an_error_of_the_tree_is_the_answer_of_a_local_call():
 async def test_a_call_in_an_event_loop_of_another_thread_is_refused_at_once(backend):
     async with Supervisor(policy=FORGIVING) as supervisor:
         counter = await supervisor.spawn(Counter, name="till")
-        assert await counter.call(Counter.add) == 1  # it has local turns now
+        assert await counter.call(Counter.add) == 1
+        await anyio.wait_all_tasks_blocked()
 
         def elsewhere(handler):
             async def main():

@@ -77,8 +77,7 @@ class Cell(Generic[A]):
         # Whether local calls may be made: the actor is up and waits for a call.
         self._idle = False
         self._turns = LocalTurns.of_this_event_loop()
-        # Local turns borrowed since they were last renewed, and all that were borrowed and not
-        # given back so far.
+        # Local turns borrowed since the event loop has run, and those used or left in all.
         self._borrowed = self._lent = 0
         # Makes the error that a call gets once the actor takes no more.
         self._closed: Callable[[], TrunklineError] | None = None
@@ -138,15 +137,21 @@ class Cell(Generic[A]):
             raise self._closed()
 
     def require_thread(self) -> None:
-        """Raise a `RuntimeError` in any thread but the one that runs the actor's event loop."""
+        """Raise an error in any thread but the one that runs the actor's event loop."""
         if threading.get_ident() != self.ref.thread:
+            self.require_open()
             raise RuntimeError(
                 f"{self.name} runs in the event loop of another thread:"
                 " use ActorRef.call_from_thread(), or give each event loop its own"
             )
 
     def borrow_turns(self) -> bool:
-        """Get local turns for the next calls; false if the next one has to take the mailbox."""
+        """Get local turns for the next calls; false if the next one has to take the mailbox.
+
+        Raises:
+            RuntimeError: called in another thread than the actor's.
+        """
+        self.require_thread()
         turns = self._turns.lend(self, self._borrowed) if self._idle else 0
         self._borrowed += turns
         self._lent += turns
@@ -154,7 +159,7 @@ class Cell(Generic[A]):
         return turns > 0
 
     def drop_turns(self) -> None:
-        """What was borrowed is lent to others now. Called when all turns are renewed."""
+        """What was borrowed can be lent to others now."""
         self._lent -= self.ref.local_turns
         self._borrowed = self.ref.local_turns = 0
 
@@ -218,7 +223,6 @@ class Cell(Generic[A]):
         """The actor has ended for good: every call that has no reply gets an `error`."""
         closed = self._refuse_new(error, reason)
         self._down()
-        self._turns.forget(self)
         self._mailbox.refuse_all(closed)
         self.finished.set()
 
@@ -234,12 +238,8 @@ class Cell(Generic[A]):
 
     def _end_local_calls(self) -> None:
         """Let no call run before those that are queued now."""
-        unused = self.ref.local_turns
-        if unused:
-            self._turns.give_back(unused)
-            self._borrowed -= unused
-            self._lent -= unused
-            self.ref.local_turns = 0
+        self._lent -= self.ref.local_turns
+        self.ref.local_turns = 0
         self._idle = False
 
     async def _serve(self, actor: A) -> None:
@@ -262,7 +262,7 @@ class Cell(Generic[A]):
         except anyio.WouldBlock:
             self._idle = self._closed is None and not isinstance(actor, BatchActor)
             call = await self._mailbox.take()
-            self._turns.renew()
+            self._turns.take_back()
             return call
         # A mailbox that never runs empty must not block the event loop.
         if not (isinstance(actor, BatchActor) and actor.always_waits):

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from anyio.lowlevel import RunVar
 
+from trunkline.actors.future import asyncio_loop, call_soon_from_thread
+
 __all__ = ("LocalTurns",)
 
 #: Local calls in a row, of all actors of an event loop together: a millisecond or two.
@@ -23,19 +25,20 @@ class _Borrower(Protocol):
 
 
 class LocalTurns:
-    """The local calls that may still be made before a call must take the mailbox.
+    """The local calls that may still be made before the event loop has run.
 
     The actors of one event loop share them and borrow them in small parts, so that a call on an
-    actor that has some counts down one number. A call that finds none is queued. It lets the event
-    loop run, and no calls before and after that are in a row: all turns can be borrowed again.
+    actor that has some counts down one number. A call that finds none is queued. As soon as the
+    event loop runs, everything that was borrowed is taken back, and all can be borrowed again.
     """
 
-    __slots__ = ("_borrowers", "_left", "_refused")
+    __slots__ = ("_borrowers", "_call_soon", "_left")
 
     def __init__(self) -> None:
         self._borrowers: set[_Borrower] = set()
         self._left = _ALL_ACTORS
-        self._refused = False
+        loop = asyncio_loop()
+        self._call_soon = call_soon_from_thread() if loop is None else loop.call_soon
 
     @classmethod
     def of_this_event_loop(cls) -> LocalTurns:
@@ -47,28 +50,20 @@ class LocalTurns:
 
     def lend(self, borrower: _Borrower, borrowed: int) -> int:
         """More turns for an actor that has borrowed so many; 0 if its next call must be queued."""
-        if borrowed >= _ONE_ACTOR or self._left < _PART:
-            self._refused = True
+        if borrowed >= _ONE_ACTOR or not self._left:
             return 0
+        if not self._borrowers:
+            self._call_soon(self.take_back)
         self._borrowers.add(borrower)
         self._left -= _PART
         return _PART
 
-    def give_back(self, unused: int) -> None:
-        self._left += unused
-
-    def renew(self) -> None:
-        """If a call was refused: lend all again. For a task that has just waited."""
-        if self._refused:
-            self._refused = False
-            self._left = _ALL_ACTORS
-            for borrower in self._borrowers:
-                borrower.drop_turns()
-            self._borrowers.clear()
-
-    def forget(self, borrower: _Borrower) -> None:
-        """The actor has ended."""
-        self._borrowers.discard(borrower)
+    def take_back(self) -> None:
+        """The event loop runs, or has run since the last local call."""
+        self._left = _ALL_ACTORS
+        for borrower in self._borrowers:
+            borrower.drop_turns()
+        self._borrowers.clear()
 
 
 _OF_EVENT_LOOP: RunVar[LocalTurns] = RunVar("trunkline.local_turns")
