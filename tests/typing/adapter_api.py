@@ -46,7 +46,7 @@ def adapters() -> None:
 
 def options() -> None:
     AdapterOptions(namespace="shop", timeout_ms=1_000, clock=lambda: 0)
-    AdapterOptions("shop")  # error: call-arg
+    AdapterOptions("shop")  # error: call-arg, misc
     AdapterOptions(timeout=1_000)  # error: call-arg
     AdapterOptions(timeout_ms="1 s")  # error: arg-type
     AdapterOptions(clock=0)  # error: arg-type

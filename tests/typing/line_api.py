@@ -41,4 +41,4 @@ async def messages(line: Trunkline) -> None:
         channel="telegram", bridge_id="bot", external_room_id=42, content="hello"
     )
     assert_type(arrival, Arrival)
-    await line.ingest("telegram", "bot", 42, "hello")  # error: call-arg
+    await line.ingest("telegram", "bot", 42, "hello")  # error: call-arg, misc

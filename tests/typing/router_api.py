@@ -10,7 +10,7 @@ from trunkline import PruneResult, Resolution, Route, RouteRecord, SessionKey, S
 def constructors() -> None:
     SessionRouter()
     SessionRouter(partition_count=4, ttl_ms=60_000, clock=lambda: 0, name="routes")
-    SessionRouter(4)  # error: call-arg
+    SessionRouter(4)  # error: call-arg, misc
     SessionRouter(partitions=4)  # error: call-arg
     SessionRouter(ttl_ms="soon")  # error: arg-type
     SessionRouter(clock=lambda: "now")  # error: arg-type

@@ -69,7 +69,7 @@ async def conversations(store: PersistenceStore) -> None:
     await store.save_room(Participant.new())  # error: arg-type
     await store.get_room(room)  # error: arg-type
     await store.get_messages("room", limit="10")  # error: arg-type
-    await store.list_rooms(10)  # error: call-arg
+    await store.list_rooms(10)  # error: call-arg, misc
     await store.get_or_create_participant_by_external_id("telegram", [42])  # error: arg-type
 
 
