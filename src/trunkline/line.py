@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 
@@ -231,7 +231,8 @@ class Trunkline(Service):
             StoreUnavailable: the database is away; no route was set, and nothing was stored unless
                 the error says that it may have been.
         """
-        with self._accepting():
+        self._begin()
+        try:
             inbound = new_inbound(
                 channel=channel,
                 bridge_id=bridge_id,
@@ -251,6 +252,8 @@ class Trunkline(Service):
             arrival = _arrival(inbound, is_stored=self._persistence is not None)
             await self._set_routes(arrival)
             return arrival
+        finally:
+            self._end()
 
     async def reply_route(self, arrival: Arrival) -> Resolution:
         """Where the answer to a message goes: the newest route of its conversation.
@@ -291,7 +294,8 @@ class Trunkline(Service):
             Exception: what `send` raised; the answer is stored as `failed`, or stays `sending` if
                 that cannot be stored.
         """
-        with self._accepting():
+        self._begin()
+        try:
             resolution = await self.reply_route(arrival)
             answer = Message.new(
                 room_id=arrival.room.id,
@@ -323,6 +327,8 @@ class Trunkline(Service):
             sent = replace(answer, status="sent", external_id=external_id, updated_at=now())
             await self._record(sent)
             return sent
+        finally:
+            self._end()
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -362,8 +368,8 @@ class Trunkline(Service):
                 task_status.started()
                 await closing.wait()
 
-    @contextmanager
-    def _accepting(self) -> Generator[None]:
+    def _begin(self) -> None:
+        """Note that a message or an answer is under way; `_end` must follow."""
         if self._recorder is None:
             raise StoreUnavailable(
                 f"{self.name} does not run: enter it with 'async with', or await start()"
@@ -371,12 +377,11 @@ class Trunkline(Service):
         if self._all_done is not None:
             raise StoreUnavailable(f"{self.name} is closing and takes no more messages")
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if self._all_done is not None and not self._under_way:
-                self._all_done.set()
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        if self._all_done is not None and not self._under_way:
+            self._all_done.set()
 
     async def _record(self, answer: Message) -> None:
         """Store how an answer went, in a task of the line; a cancelled caller waits for that.

@@ -17,7 +17,7 @@ from trunkline.persistence.models import (
     Thread,
 )
 from trunkline.persistence.validation import (
-    checked,
+    checked_json,
     require_external_id,
     require_id,
     require_mapping,
@@ -61,30 +61,29 @@ def new_inbound(
     if external_thread_id is not None:
         external_thread_id = require_external_id("external_thread_id", external_thread_id)
         thread = Thread(room_id=new.id, external_thread_id=external_thread_id)
+    given = dict(require_mapping("metadata", metadata))
     message = Message(
         room_id=new.id,
         sender_id=None if sender is None else sender.id,
         thread_id=None if thread is None else thread.id,
-        content=content,
+        content=checked_json("content", content),
         external_id=_optional("external_message_id", external_message_id),
         external_thread_id=external_thread_id,
         external_reply_to_id=_optional("external_reply_to_id", external_reply_to_id),
         delivery_external_room_id=external_room_id,
         status="delivered",
-        metadata={
-            **({} if sent_at is None else {"sent_at": sent_at.isoformat()}),
-            **require_mapping("metadata", metadata),
-            "channel": channel,
-            "bridge_id": bridge_id,
-        },
+        metadata=checked_json("metadata", given) if given else given,
     )
+    if sent_at is not None:
+        message.metadata.setdefault("sent_at", sent_at.isoformat())
+    message.metadata.update(channel=channel, bridge_id=bridge_id)
     binding = RoomBinding(
         room_id=new.id,
         channel=channel,
         bridge_id=bridge_id,
         external_room_id=external_room_id,
     )
-    return Inbound(new, sender, checked(message), binding, thread)
+    return Inbound(new, sender, message, binding, thread)
 
 
 def new_room(

@@ -21,6 +21,7 @@ __all__ = (
     "Model",
     "checked",
     "checked_flow",
+    "checked_json",
     "choices",
     "external_key",
     "folded",
@@ -33,6 +34,7 @@ __all__ = (
 )
 
 M = TypeVar("M", bound="Model")
+T = TypeVar("T")
 
 #: An index of PostgreSQL holds no more than 2,704 bytes, and some are of three ids.
 _LONGEST_ID = 800
@@ -108,23 +110,29 @@ def checked(model: M) -> M:
     return copy
 
 
-def checked_flow(flow: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an onboarding flow: what JSON makes of it.
+def checked_json(what: str, value: T) -> T:
+    """A copy of `value`: what JSON makes of it.
 
     Raises:
-        InvalidModel: it holds what JSON does not.
+        InvalidModel: it holds what JSON does not; the message begins with `what`.
     """
-    what = f"onboarding flow {shown(flow.get('onboarding_id'))}"
     try:
-        copy: dict[str, Any] = decode_document(dict, encode_document(flow))
-        is_same = copy == flow
+        encoded = msgspec.json.encode(value)
+        copy = msgspec.json.decode(encoded)
+        is_same = copy == value
     except UNREADABLE as error:
         raise InvalidModel(f"{what}: {_reason(error)}") from None
-    if not is_same and _has_no_number(flow):
+    if not is_same and _has_no_number(value):
         raise InvalidModel(f"{what}: {_NO_NUMBER}")
-    if _is_too_deep(copy):
+    if encoded.count(b"[") + encoded.count(b"{") > _DEEPEST and _is_too_deep(copy):
         raise InvalidModel(f"{what}: {_TOO_DEEP}")
-    return copy
+    checked_copy: T = copy
+    return checked_copy
+
+
+def checked_flow(flow: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an onboarding flow, as `checked_json`."""
+    return checked_json(f"onboarding flow {shown(flow.get('onboarding_id'))}", flow)
 
 
 def id_problem(value: str | int) -> str | None:
