@@ -296,10 +296,12 @@ def _decoded(stored: Mapping[bytes, bytes]) -> Fields:
 
 def _encoded(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The data as it is stored, in the order of its names."""
-    count = len(stored) - 1 - (b"flow" in stored) - (b"state" in stored)
-    # Joined names with the head of an array before them are an array.
-    names = decode(b"\xdd%b%b" % (count.to_bytes(4, "big"), stored[b"names"]))
-    return {(name := encode(one)): stored[b"." + name] for one in names}
+    fields = {name[1:]: value for name, value in stored.items() if name[:1] == b"."}
+    if b"".join(fields) == stored[b"names"]:
+        return fields  # a small hash keeps its order
+    # Joined names behind the head of an array are an array.
+    names = decode(b"\xdd%b%b" % (len(fields).to_bytes(4, "big"), stored[b"names"]))
+    return {(name := encode(one)): fields[name] for one in names}
 
 
 def _step(raw: Any, key: RecordKey) -> Step | None:
