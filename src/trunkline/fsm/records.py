@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from trunkline.actors.clock import wall_clock_ms
@@ -12,7 +11,7 @@ from trunkline.backends.codec import copy_fields, decode, encode
 from trunkline.errors import UnreadableRecord
 from trunkline.fsm.adapter import Fields, FSMAdapter, Record, RecordKey, Step
 
-__all__ = ("RecordFSMAdapter", "WallClock", "decode_fields", "encode_fields", "reading")
+__all__ = ("RecordFSMAdapter", "WallClock", "decode_fields", "encode_fields", "unreadable")
 
 #: Milliseconds since 1970. Not monotonic: times to live must survive a restart.
 WallClock: TypeAlias = Callable[[], int]
@@ -30,15 +29,11 @@ def decode_fields(encoded: Mapping[bytes, bytes]) -> dict[Any, Any]:
     return {decode(name): decode(value) for name, value in encoded.items()}
 
 
-@contextmanager
-def reading(key: RecordKey) -> Iterator[None]:
-    """Raise `UnreadableRecord` for whatever decoding the record of `key` raises."""
-    try:
-        yield
-    except Exception as error:
-        raise UnreadableRecord(
-            f"the fsm record of bot {key.bot_name!r}, key {key.key} cannot be decoded: {error}"
-        ) from error
+def unreadable(key: RecordKey, error: Exception) -> UnreadableRecord:
+    """What to raise from `error`, which decoding the record of `key` has raised."""
+    return UnreadableRecord(
+        f"the fsm record of bot {key.bot_name!r}, key {key.key} cannot be decoded: {error}"
+    )
 
 
 class RecordFSMAdapter(FSMAdapter):

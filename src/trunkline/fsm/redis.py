@@ -26,7 +26,7 @@ from trunkline.backends.redis import (
 )
 from trunkline.errors import UnreadableRecord
 from trunkline.fsm.adapter import Fields, FSMAdapter, Record, RecordKey, Step
-from trunkline.fsm.records import decode_fields, encode_fields, reading
+from trunkline.fsm.records import decode_fields, encode_fields, unreadable
 
 __all__ = ("RedisFSMAdapter",)
 
@@ -128,8 +128,7 @@ class RedisFSMAdapter(RedisAdapter, FSMAdapter):
         counts: Counter[tuple[str, Step]] = Counter()
         for page in self.scan(with_fields=False):
             for key, stored, _ in page:
-                with reading(key):
-                    counts[key.bot_name, _stored_step(stored)] += 1
+                counts[key.bot_name, _step_of(stored, key)] += 1
         return dict(counts)
 
     @property
@@ -228,8 +227,11 @@ class _RecordTable(Table):
                 yield [self._row(key, stored, end) for key, stored, end in live]
 
     def _row(self, key: RecordKey, stored: Mapping[bytes, bytes], end: int | None) -> Row:
-        with reading(key):
-            step, fields = _stored_step(stored), msgspec.msgpack.encode(_encoded(stored))
+        try:
+            fields = msgspec.msgpack.encode(_encoded(stored))
+        except Exception as error:
+            raise unreadable(key, error) from error
+        step = _step_of(stored, key)
         return (key.bot_name, key.key, step.flow, step.state, fields, end)
 
     def present(self, keys: Collection[Key]) -> set[Key]:
@@ -276,22 +278,19 @@ def _map(raw: Any) -> Mapping[bytes, bytes]:
 def _record(raw: Any, key: RecordKey) -> Record | None:
     if not raw:
         return None
-    with reading(key):
-        stored = _map(raw)
-        return Record(_stored_step(stored), _decoded(stored))
+    stored = _map(raw)
+    return Record(_step_of(stored, key), _fields(stored, key))
 
 
-def _stored_step(stored: Mapping[bytes, bytes]) -> Step:
-    return Step(text_or_none(stored.get(b"flow")), text_or_none(stored.get(b"state")))
+def _step_of(stored: Mapping[bytes, bytes], key: RecordKey) -> Step:
+    return _step((stored.get(b"flow"), stored.get(b"state")), key) or Step()
 
 
 def _fields(raw: Any, key: RecordKey) -> Fields:
-    with reading(key):
-        return _decoded(_map(raw))
-
-
-def _decoded(stored: Mapping[bytes, bytes]) -> Fields:
-    return decode_fields(_encoded(stored))
+    try:
+        return decode_fields(_encoded(_map(raw)))
+    except Exception as error:
+        raise unreadable(key, error) from error
 
 
 def _encoded(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -305,10 +304,10 @@ def _encoded(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def _step(raw: Any, key: RecordKey) -> Step | None:
-    if raw is None:
-        return None
-    with reading(key):
-        return Step(text_or_none(raw[0]), text_or_none(raw[1]))
+    try:
+        return None if raw is None else Step(text_or_none(raw[0]), text_or_none(raw[1]))
+    except UnicodeDecodeError as error:
+        raise unreadable(key, error) from error
 
 
 def _nothing(_raw: Any, _key: RecordKey) -> None:

@@ -19,7 +19,7 @@ from trunkline.fsm.records import (
     WallClock,
     decode_fields,
     encode_fields,
-    reading,
+    unreadable,
 )
 
 __all__ = ("SQLFSMAdapter",)
@@ -226,8 +226,10 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
 def _record(key: RecordKey, row: Any) -> Record:
     _, _, _, flow, state, fields, expires_at_ms = row
-    with reading(key):
+    try:
         return Record(Step(flow, state), decode_fields(_decode_map(fields)), expires_at_ms)
+    except Exception as error:
+        raise unreadable(key, error) from error
 
 
 _decode_map = msgspec.msgpack.Decoder(dict[bytes, bytes]).decode
