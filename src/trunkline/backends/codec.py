@@ -108,7 +108,7 @@ def encode(value: object) -> bytes:
             secrets.
     """
     try:
-        return _encoder.encode(_pack(value, 0))
+        return _encoder.encode(value if type(value) in _PLAIN else _pack(value, 0))
     except UnicodeEncodeError:
         raise Unstorable("a str is not valid Unicode") from None
 

@@ -13,7 +13,7 @@ from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
 from trunkline.backends.sql import AdvisoryLocks, Database, database_at
 from trunkline.errors import UnreadableRecord
-from trunkline.fsm.adapter import Record, RecordKey, Step
+from trunkline.fsm.adapter import Fields, Record, RecordKey, Step
 from trunkline.fsm.records import (
     RecordFSMAdapter,
     WallClock,
@@ -124,12 +124,15 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         self._rows: dict[RecordKey, Any] | None = None
         self._batch: dict[RecordKey, Record | None] = {}
         self._changed: set[RecordKey] = set()
+        # Data that was decoded in this batch, by identity, as it is stored: most changes keep it.
+        self._stored: dict[int, tuple[Fields, bytes]] = {}
 
     def run_together(self, calls: Sequence[Call]) -> None:
         keys = {call.args[0] for call in calls if call.args and isinstance(call.args[0], RecordKey)}
         if self.database.writes_concurrently:
             self._lock(keys)
-        self._rows, self._batch, self._changed = self._select(keys), {}, set()
+        self._rows, self._batch = self._select(keys), {}
+        self._changed, self._stored = set(), {}
         try:
             super().run_together(calls)
             self._write_changed(self._rows)
@@ -170,10 +173,16 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         return {(bot_name, Step(flow, state)): count for bot_name, flow, state, count in rows}
 
     def _read(self, key: RecordKey) -> Record | None:
-        if self._rows is not None and key in self._batch:
-            return self._batch[key]
-        row = (self._select([key]) if self._rows is None else self._rows).get(key)
-        return None if row is None else _record(key, row)
+        if self._rows is None:
+            row = self._select([key]).get(key)
+            return None if row is None else _record(key, row)
+        if key not in self._batch:
+            row = self._rows.get(key)
+            if row is None:
+                return None
+            record = self._batch[key] = _record(key, row)
+            self._stored[id(record.fields)] = (record.fields, row[5])
+        return self._batch[key]
 
     def _write(self, key: RecordKey, record: Record) -> None:
         assert self._rows is not None, "outside a batch"
@@ -213,13 +222,14 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         )
 
     def _row(self, key: RecordKey, record: Record) -> dict[str, Any]:
+        stored = self._stored.get(id(record.fields))
         return {
             "namespace": self.namespace,
             "bot_name": key.bot_name,
             "key": key.key,
             "flow": record.step.flow,
             "state": record.step.state,
-            "fields": msgspec.msgpack.encode(encode_fields(record.fields)),
+            "fields": stored[1] if stored else msgspec.msgpack.encode(encode_fields(record.fields)),
             "expires_at_ms": record.expires_at_ms,
         }
 
