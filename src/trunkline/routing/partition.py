@@ -17,9 +17,9 @@ from trunkline.routing.events import (
     publish_resolution,
 )
 from trunkline.routing.key import SessionKey
-from trunkline.routing.route import FallbackReason, Resolution, Route, RouteCopy, RouteRecord
+from trunkline.routing.route import FallbackReason, Resolution, Route, RouteRecord
 from trunkline.routing.stats import Counters
-from trunkline.routing.table import RouteTable
+from trunkline.routing.table import Entry, RouteTable
 
 __all__ = ("Partition",)
 
@@ -66,10 +66,7 @@ class Partition(Actor):
     def set(self, key: SessionKey, route: Route, ttl_ms: int | None = None) -> None:
         now = self._clock()
         table = self._table
-        if ttl_ms is None:
-            ttl_ms = self._ttl_ms
-        # Not table[key] = record, which takes a detour through C.
-        table.store(key, RouteRecord(route, now, now + ttl_ms))
+        table.store(key, route, now, now + (self._ttl_ms if ttl_ms is None else ttl_ms))
         self._counters.sets += 1
         evicted = self._note_evicted() if table.evicted else 0
         if self._events.subscribers:
@@ -89,12 +86,12 @@ class Partition(Actor):
 
     def get(self, key: SessionKey) -> RouteRecord:
         now = self._clock()
-        record = self._table.use(key)
-        if record is not None:
-            if record.expires_at_ms > now and self._is_current(key, record):
-                return RouteRecord(record.route, record.updated_at_ms, record.expires_at_ms)
-            if self._remove_outdated(key, record, now):
-                age_ms = now - record.expires_at_ms
+        entry = self._table.use(key)
+        if entry is not None:
+            if entry.expires_at_ms > now and self._is_current(key, entry):
+                return RouteRecord(entry.route, entry.updated_at_ms, entry.expires_at_ms)
+            if self._remove_outdated(key, entry, now):
+                age_ms = now - entry.expires_at_ms
                 raise RouteExpired(f"route for {str(key)!r} expired {age_ms} ms ago")
         raise RouteNotFound(f"no route for {str(key)!r}")
 
@@ -108,15 +105,15 @@ class Partition(Actor):
         its fallbacks.
         """
         now = self._clock()
-        record = self._table.use(key)
+        entry = self._table.use(key)
         if (
-            record is None
-            or record.expires_at_ms <= now
-            or (type(record) is RouteCopy and not self._is_current(key, record))
+            entry is None
+            or entry.expires_at_ms <= now
+            or (entry.source is not None and not self._is_current(key, entry))
         ):
-            return None if key.thread_id is None else self._resolve_by_room(key, record, now)
+            return None if key.thread_id is None else self._resolve_by_room(key, entry, now)
         self._counters.hits += 1
-        route = record.route
+        route = entry.route
         resolution = Resolution(
             route.external_room_id, route, self._index, key, "state_hit", False, False, None
         )
@@ -136,7 +133,7 @@ class Partition(Actor):
         return resolutions
 
     def delete(self, key: SessionKey) -> bool:
-        if self._table.pop(key, None) is None:
+        if not self._table.remove(key):
             return False
         self._counters.deletes += 1
         if self._events.subscribers:
@@ -168,15 +165,15 @@ class Partition(Actor):
                 self._publish_stale(key, "prune")
         return len(removed), more
 
-    def _is_current(self, key: SessionKey, record: RouteRecord) -> bool:
-        """Whether `record`, if it is a copy of the room's record, is a copy of the present one.
+    def _is_current(self, key: SessionKey, entry: Entry) -> bool:
+        """Whether `entry` is the key's own, or a copy of what its room has now.
 
-        Using a copy uses the room's record as well, so that the room is not evicted before it.
+        Using a copy uses the room's entry as well, so that the room is not evicted before it.
         """
-        return type(record) is not RouteCopy or self._table.use(key.room_scope) is record.source
+        return entry.source is None or self._table.use(key.room_scope) is entry.source
 
     def _resolve_by_room(
-        self, key: SessionKey, outdated: RouteRecord | None, now: int
+        self, key: SessionKey, outdated: Entry | None, now: int
     ) -> Resolution | None:
         """`resolve` for a thread without a fresh record of its own, by copying its room's."""
         table, room = self._table, key.room_scope
@@ -185,10 +182,10 @@ class Partition(Actor):
             return None
         stale = outdated is not None and self._remove_outdated(key, outdated, now)
         route, expires_at_ms = source.route, source.expires_at_ms
-        table[key] = RouteCopy(route, now, expires_at_ms, source)
+        table.store(key, route, now, expires_at_ms, source)
         if table.use(room) is None:
             # A table for one record: the copy has evicted its source, and now stands alone.
-            table[key] = RouteRecord(route, now, expires_at_ms)
+            table.store(key, route, now, expires_at_ms)
         self._counters.thread_fallbacks += 1
         reason: FallbackReason = "stale" if stale else "thread_scope_miss"
         return self._by_fallback(key, route, "partition_fallback", stale, reason)
@@ -198,11 +195,11 @@ class Partition(Actor):
         now = self._clock()
         stale = False
         for scope in dict.fromkeys((key, key.room_scope)):
-            record = self._table.peek(scope)
-            if record is not None and self._remove_outdated(scope, record, now):
+            entry = self._table.peek(scope)
+            if entry is not None and self._remove_outdated(scope, entry, now):
                 stale = True
         if fallback is not None:
-            self._table[key] = RouteRecord(fallback, now, now + self._ttl_ms)
+            self._table.store(key, fallback, now, now + self._ttl_ms)
             self._counters.provided_fallbacks += 1
             reason: FallbackReason = "stale" if stale else "miss"
             return self._by_fallback(key, fallback, "provided_fallback", stale, reason)
@@ -237,13 +234,13 @@ class Partition(Actor):
             publish_resolution(self._events, self._instance, resolution)
         return resolution
 
-    def _remove_outdated(self, key: SessionKey, record: RouteRecord, now: int) -> bool:
-        """Remove a record that has expired, or that is a copy of an older one; whether it expired.
+    def _remove_outdated(self, key: SessionKey, entry: Entry, now: int) -> bool:
+        """Remove what has expired, or is a copy of what its room no longer has; whether it expired.
 
         Only an expired record counts as stale.
         """
-        del self._table[key]
-        if record.expires_at_ms > now:
+        self._table.remove(key)
+        if entry.expires_at_ms > now:
             return False
         self._counters.stale += 1
         if self._events.subscribers:
@@ -262,13 +259,13 @@ class Partition(Actor):
         evicted, self._table.evicted = self._table.evicted, []
         self._counters.evicted += len(evicted)
         if self._events.subscribers:
-            for key, record in evicted:
+            for key, entry in evicted:
                 self._events.publish(
                     RouteEvicted(
                         instance=self._instance,
                         partition=self._index,
                         session_key=key,
-                        route=record.route,
+                        route=entry.route,
                         entries=len(self._table),
                     )
                 )

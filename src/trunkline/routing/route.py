@@ -17,7 +17,6 @@ __all__ = (
     "Resolution",
     "ResolutionSource",
     "Route",
-    "RouteCopy",
     "RouteRecord",
     "first_valid_route",
     "valid_route",
@@ -56,15 +55,6 @@ class RouteRecord(msgspec.Struct, frozen=True, gc=False):
     updated_at_ms: int
     #: The first instant at which it is no longer fresh.
     expires_at_ms: int
-
-
-class RouteCopy(RouteRecord, frozen=True, gc=False):
-    """A room's record, stored under the key of one of its threads.
-
-    It is valid for as long as `source` is the record of the room.
-    """
-
-    source: RouteRecord
 
 
 class Resolution(msgspec.Struct, frozen=True):

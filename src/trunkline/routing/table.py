@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
-from cachetools import Cache
+import msgspec
 
 from trunkline.routing.key import SessionKey
-from trunkline.routing.route import RouteRecord
+from trunkline.routing.route import Route
 
-__all__ = ("RouteTable",)
-
-# Looking them up in the class each time would cost as much as one of their dictionaries.
-_cache_get, _cache_set = Cache.__getitem__, Cache.__setitem__
+__all__ = ("Entry", "RouteTable")
 
 
-class RouteTable(Cache[SessionKey, RouteRecord]):
+class _Bucket(dict[SessionKey, None]):
+    """Keys whose records expire at `start_ms` or later."""
+
+    __slots__ = ("start_ms",)
+
+    def __init__(self, start_ms: int) -> None:
+        self.start_ms = start_ms
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A `RouteRecord` as the table holds it."""
+
+    route: Route
+    updated_at_ms: int
+    expires_at_ms: int
+    bucket: _Bucket
+    #: For a thread that has copied its room's route: the room's entry at that time.
+    source: Entry | None = None
+
+
+class RouteTable:
     """Route records by session key. At capacity, the least recently used one is evicted.
 
-    It is a `Cache` with an LRU order of its own. cachetools' `TTLCache` and `TLRUCache` hide
-    expired items, while a router has to tell stale from absent; `TTLCache` has one time to live for
-    all items, and `TLRUCache` grows whenever an item is set again.
+    It is an ordered dictionary and not one of cachetools' caches: `TTLCache` and `TLRUCache` hide
+    expired items, while a router has to tell stale from absent, and `LRUCache` has no place for the
+    bucket of a record, so that every `store` would have to look into one dictionary more.
 
     Every key is in exactly one bucket of the expiry index. A bucket starts no later than its
     records expire, and earlier by at most 1/64 of their time to live. A route that is set again
@@ -29,60 +47,67 @@ class RouteTable(Cache[SessionKey, RouteRecord]):
     """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
         #: The records that were evicted since this was last emptied.
-        self.evicted: list[tuple[SessionKey, RouteRecord]] = []
-        # The least recently used key first, each with its bucket: to look the bucket up costs no
-        # more than to ask whether the key is new, which an LRU has to do in any case.
-        self._order: OrderedDict[SessionKey, _Bucket] = OrderedDict()
+        self.evicted: list[tuple[SessionKey, Entry]] = []
+        self._capacity = capacity
+        # The least recently used first.
+        self._entries: OrderedDict[SessionKey, Entry] = OrderedDict()
         self._buckets: dict[int, _Bucket] = {}
 
-    def __setitem__(self, key: SessionKey, record: RouteRecord) -> None:
-        self.store(key, record)
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def store(self, key: SessionKey, record: RouteRecord) -> None:
-        """Store `record` as the most recently used one, which may evict another."""
-        previous = self._order.get(key)
-        if previous is not None and previous.start_ms <= record.expires_at_ms:
-            _cache_set(self, key, record)
+    def __iter__(self) -> Iterator[SessionKey]:
+        return iter(self._entries)
+
+    def store(
+        self,
+        key: SessionKey,
+        route: Route,
+        now_ms: int,
+        expires_at_ms: int,
+        source: Entry | None = None,
+    ) -> None:
+        """Store a record as the most recently used one, which may evict another."""
+        entries = self._entries
+        old = entries.get(key)
+        if old is not None and old.bucket.start_ms <= expires_at_ms:
+            entries[key] = Entry(route, now_ms, expires_at_ms, old.bucket, source)
         else:
-            bucket = self._bucket_of(record.expires_at_ms, record.updated_at_ms)
-            _cache_set(self, key, record)
+            bucket = self._bucket_of(expires_at_ms, now_ms)
             # From here on nothing needs a deeper stack, so that a table is never half changed.
-            if previous is not None:
-                self._remove_from(previous, key)
-            self._add_to(bucket, key)
-        self._order.move_to_end(key)
+            if old is not None:
+                self._take_out(key, old.bucket)
+            elif len(entries) == self._capacity:
+                evicted = entries.popitem(last=False)
+                self._take_out(evicted[0], evicted[1].bucket)
+                self.evicted.append(evicted)
+            entries[key] = Entry(route, now_ms, expires_at_ms, bucket, source)
+            self._buckets[bucket.start_ms] = bucket
+            bucket[key] = None
+        entries.move_to_end(key)
 
-    def __delitem__(self, key: SessionKey) -> None:
-        Cache.__delitem__(self, key)
-        self._remove_from(self._order.pop(key), key)
-
-    def __missing__(self, key: SessionKey) -> RouteRecord:
-        # An exception would cost more than the rest of a look-up.
-        return None  # type: ignore[return-value]
-
-    def popitem(self) -> tuple[SessionKey, RouteRecord]:
-        """Evict the least recently used record, and keep it in `evicted`."""
-        key = next(iter(self._order))
-        item = key, self[key]
-        del self[key]
-        self.evicted.append(item)
-        return item
-
-    def use(self, key: SessionKey) -> RouteRecord | None:
+    def use(self, key: SessionKey) -> Entry | None:
         """The record of `key`, which becomes the most recently used one; `None` if it is missing.
 
         An expired record is returned as well.
         """
-        record: RouteRecord | None = _cache_get(self, key)
-        if record is not None:
-            self._order.move_to_end(key)
-        return record
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
 
-    def peek(self, key: SessionKey) -> RouteRecord | None:
+    def peek(self, key: SessionKey) -> Entry | None:
         """The record of `key` without marking it as used; `None` if it is missing."""
-        return self[key]
+        return self._entries.get(key)
+
+    def remove(self, key: SessionKey) -> bool:
+        """Remove the record of `key`; whether there was one."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._take_out(key, entry.bucket)
+        return True
 
     def remove_expired(self, now_ms: int, limit: int) -> tuple[list[SessionKey], bool]:
         """Remove records that expire at `now_ms` or before.
@@ -103,16 +128,15 @@ class RouteTable(Cache[SessionKey, RouteRecord]):
                     return removed, True
                 looked_at += 1
                 key = next(reversed(bucket))
-                expires_at_ms = self[key].expires_at_ms
-                if expires_at_ms > now_ms:
-                    later = self._bucket_of(expires_at_ms, now_ms)
-                    bucket.popitem()
-                    self._add_to(later, key)
-                else:
-                    bucket.popitem()
-                    del self._order[key]
-                    Cache.__delitem__(self, key)
+                entry = self._entries[key]
+                if entry.expires_at_ms <= now_ms:
+                    del self._entries[key]
                     removed.append(key)
+                else:
+                    later = self._bucket_of(entry.expires_at_ms, now_ms)
+                    entry.bucket = self._buckets[later.start_ms] = later
+                    later[key] = None
+                bucket.popitem()
             del self._buckets[start_ms]
         return removed, False
 
@@ -122,21 +146,7 @@ class RouteTable(Cache[SessionKey, RouteRecord]):
         start_ms = expires_at_ms - expires_at_ms % width_ms
         return self._buckets.get(start_ms) or _Bucket(start_ms)
 
-    def _add_to(self, bucket: _Bucket, key: SessionKey) -> None:
-        self._buckets[bucket.start_ms] = bucket
-        bucket[key] = None
-        self._order[key] = bucket
-
-    def _remove_from(self, bucket: _Bucket, key: SessionKey) -> None:
+    def _take_out(self, key: SessionKey, bucket: _Bucket) -> None:
         del bucket[key]
         if not bucket:
             del self._buckets[bucket.start_ms]
-
-
-class _Bucket(dict[SessionKey, None]):
-    """Keys whose records expire at `start_ms` or later."""
-
-    __slots__ = ("start_ms",)
-
-    def __init__(self, start_ms: int) -> None:
-        self.start_ms = start_ms
