@@ -46,8 +46,8 @@ def capacity_for(sessions: int, partitions: int) -> int:
 class BareTable(LRUCache[SessionKey, RouteRecord]):
     """A bounded LRU of records that carry their expiry, which is checked when one is read.
 
-    It is cachetools' LRU cache with one method, and not the router's `RouteTable`. That has an
-    index of expiry as well, for a prune that costs what has expired. A bot would do without one.
+    It is cachetools' LRU cache with one method, and not the router's `RouteTable`. That keeps an
+    index of expiry as well, so that a prune costs what has expired, and copies of threads.
     """
 
     def read(self, key: SessionKey, now_ms: int) -> RouteRecord | None:

@@ -69,7 +69,11 @@ def records(router: SessionRouter) -> list[dict[SessionKey, RouteRecord]]:
     """Every record of every partition, without marking it as used."""
 
     def of(partition: Partition) -> dict[SessionKey, RouteRecord]:
-        return {key: partition._table.peek(key) for key in partition._table}
+        entries = {key: partition._table.peek(key) for key in partition._table}
+        return {
+            key: RouteRecord(entry.route, entry.updated_at_ms, entry.expires_at_ms)
+            for key, entry in entries.items()
+        }
 
     return [router.partition(index).peek(of, {}) for index in range(router.partition_count)]
 

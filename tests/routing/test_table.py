@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from trunkline import Route, RouteRecord, SessionKey
+from trunkline import Route, SessionKey
 from trunkline.routing.table import RouteTable
 
 
@@ -15,8 +15,8 @@ def key(room: int) -> SessionKey:
     return SessionKey("telegram", "bot", str(room))
 
 
-def record(expires_at_ms: int = 100) -> RouteRecord:
-    return RouteRecord(Route(1), 0, expires_at_ms)
+def set_in(table: RouteTable, number: int, expires_at_ms: int = 100) -> None:
+    table.store(key(number), Route(number), 0, expires_at_ms)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def full_table():
     """Three records in a table for three; the first is the least recently used."""
     table = RouteTable(3)
     for room in range(3):
-        table[key(room)] = record()
+        set_in(table, room)
     return table
 
 
@@ -33,67 +33,68 @@ def evicted_rooms(table):
 
 
 def test_a_full_table_evicts_the_least_recently_used(full_table):
-    full_table[key(3)] = record()
+    set_in(full_table, 3)
     assert evicted_rooms(full_table) == ["0"]
     assert set(full_table) == {key(1), key(2), key(3)}
 
 
 def test_what_was_evicted_is_kept_with_its_record(full_table):
     oldest = full_table.peek(key(0))
-    full_table[key(3)] = record()
+    set_in(full_table, 3)
     assert full_table.evicted == [(key(0), oldest)]
 
 
 def test_a_record_that_is_set_again_evicts_nothing(full_table):
     for _ in range(10):
-        full_table[key(1)] = record()
+        set_in(full_table, 1)
     assert full_table.evicted == []
     assert len(full_table) == 3
 
 
 def test_setting_again_counts_as_use(full_table):
-    full_table[key(0)] = record()
-    full_table[key(3)] = record()
+    set_in(full_table, 0)
+    set_in(full_table, 3)
     assert evicted_rooms(full_table) == ["1"]
 
 
 def test_a_record_that_is_used_is_not_evicted(full_table):
-    assert full_table.use(key(0)) == record()
-    full_table[key(3)] = record()
+    assert full_table.use(key(0)).route == Route(0)
+    set_in(full_table, 3)
     assert evicted_rooms(full_table) == ["1"]
 
 
 def test_peeking_does_not_count_as_use(full_table):
-    assert full_table.peek(key(0)) == record()
-    full_table[key(3)] = record()
+    assert full_table.peek(key(0)).route == Route(0)
+    set_in(full_table, 3)
     assert evicted_rooms(full_table) == ["0"]
 
 
 def test_a_missing_record_is_none(full_table):
     assert full_table.use(key(9)) is None
     assert full_table.peek(key(9)) is None
-    assert key(9) not in full_table
+    assert not full_table.remove(key(9))
+    assert len(full_table) == 3
 
 
 def test_a_removed_record_makes_room(full_table):
-    del full_table[key(1)]
-    full_table[key(3)] = record()
+    full_table.remove(key(1))
+    set_in(full_table, 3)
     assert full_table.evicted == []
 
 
 def test_an_expired_record_holds_its_place_until_it_is_evicted(full_table):
-    full_table[key(0)] = record(expires_at_ms=1)
+    set_in(full_table, 0, 1)
     for room in (3, 4):
-        full_table[key(room)] = record()
-    assert key(0) in full_table
-    full_table[key(5)] = record()
+        set_in(full_table, room)
+    assert full_table.peek(key(0)) is not None
+    set_in(full_table, 5)
     assert evicted_rooms(full_table) == ["1", "2", "0"]
 
 
 def test_a_table_for_one_holds_the_last_record():
     table = RouteTable(1)
-    table[key(0)] = record()
-    table[key(1)] = record()
+    set_in(table, 0)
+    set_in(table, 1)
     assert list(table) == [key(1)]
     assert evicted_rooms(table) == ["0"]
 
@@ -107,7 +108,7 @@ def index_of(table: RouteTable) -> Counter[SessionKey]:
         assert bucket
         assert bucket.start_ms == start_ms
         for k in bucket:
-            assert table._order[k] is bucket
+            assert table.peek(k).bucket is bucket
             assert table.peek(k).expires_at_ms >= start_ms
     return Counter(k for bucket in table._buckets.values() for k in bucket)
 
@@ -123,7 +124,7 @@ def test_exactly_the_expired_records_are_removed_whatever_happened_before():
             case 0:
                 now += rng.choice((0, 1, 50, 5_000, 2_000_000))
             case 1:
-                table.pop(k, None)
+                assert table.remove(k) == (k in model)
                 model.pop(k, None)
             case 2:
                 table.use(k)
@@ -136,7 +137,7 @@ def test_exactly_the_expired_records_are_removed_whatever_happened_before():
                 model = {k: e for k, e in model.items() if k not in expired}
             case _:
                 ttl_ms = rng.choice((1, 100, 1_800_000, 1_800_000, 10**11))
-                table[k] = RouteRecord(Route(1), now, now + ttl_ms)
+                table.store(k, Route(1), now, now + ttl_ms)
                 model[k] = now + ttl_ms
                 for evicted, _ in table.evicted:
                     del model[evicted]
@@ -156,14 +157,14 @@ def looked_at(table: RouteTable, now_ms: int) -> int:
 def test_fresh_records_are_not_looked_at():
     table = RouteTable(10_000)
     for number in range(10_000):
-        table[key(number)] = RouteRecord(Route(1), number, number + 1_800_000)
+        table.store(key(number), Route(1), number, number + 1_800_000)
     assert looked_at(table, 1_700_000) == 0
 
 
 def test_what_has_expired_is_looked_at_and_little_more():
     table = RouteTable(10_000)
     for number in range(10_000):
-        table[key(number)] = RouteRecord(Route(1), 100 * number, 100 * number + 1_800_000)
+        table.store(key(number), Route(1), 100 * number, 100 * number + 1_800_000)
     assert 5_000 <= looked_at(table, 1_800_000 + 500_000) <= 5_000 + 10_000 // 32
     assert len(table) == 4_999
 
@@ -172,7 +173,7 @@ def test_a_route_that_is_set_again_is_looked_at_twice_in_its_time_to_live():
     table = RouteTable(10)
     count = 0
     for now_ms in range(0, 18_000_000, 10_000):
-        table[key(1)] = RouteRecord(Route(1), now_ms, now_ms + 1_800_000)
+        table.store(key(1), Route(1), now_ms, now_ms + 1_800_000)
         count += looked_at(table, now_ms)
     assert count <= 2 * 10
 
@@ -182,23 +183,23 @@ def test_the_expiry_index_holds_one_entry_for_a_route_however_often_it_is_set(tt
     table = RouteTable(10)
     for now_ms in range(10_000):
         for ttl_ms in ttls:
-            table[key(1)] = RouteRecord(Route(1), now_ms, now_ms + ttl_ms)
+            table.store(key(1), Route(1), now_ms, now_ms + ttl_ms)
     assert index_of(table) == {key(1): 1}
 
 
 def test_the_expiry_index_holds_nothing_for_what_was_deleted_or_evicted():
     table = RouteTable(3)
     for number in range(1_000):
-        table[key(number)] = RouteRecord(Route(1), number, number + 1_800_000)
+        table.store(key(number), Route(1), number, number + 1_800_000)
         if number % 2:
-            del table[key(number)]
+            table.remove(key(number))
     assert index_of(table) == Counter(list(table))
 
 
 def test_a_removal_of_expired_records_goes_on_where_the_last_one_stopped():
     table = RouteTable(10)
     for number in range(5):
-        table[key(number)] = record()
+        set_in(table, number)
     removed = [table.remove_expired(100, limit=2) for _ in range(4)]
     assert [(len(keys), more) for keys, more in removed] == [
         (2, True),
@@ -214,7 +215,7 @@ def test_a_table_is_never_half_changed_when_the_stack_is_exhausted():
         if depth:
             set_at(depth - 1, number, expires_at_ms)
         else:
-            table[key(number)] = RouteRecord(Route(1), 0, expires_at_ms)
+            table.store(key(number), Route(1), 0, expires_at_ms)
 
     table = RouteTable(20)
     failed = 0
@@ -225,5 +226,4 @@ def test_a_table_is_never_half_changed_when_the_stack_is_exhausted():
         except RecursionError:
             failed += 1
         assert index_of(table) == Counter(list(table))
-        assert set(table._order) == set(table)
     assert 0 < failed < 60
