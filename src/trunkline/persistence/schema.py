@@ -241,7 +241,9 @@ def _name_inbound_keys(connection: sa.Connection) -> None:
     last = ""
     of_page = (
         sa.select(messages.c.id, messages.c.document)
-        .where(messages.c.inbound_key.is_not(None), messages.c.id > sa.bindparam("last"))
+        # Without the namespace, which leads the primary key, each page would read every message.
+        .where(messages.c.namespace == "default", messages.c.id > sa.bindparam("last"))
+        .where(messages.c.inbound_key.is_not(None))
         .order_by(messages.c.id)
         .limit(1_000)
     )
