@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
 
 from tests.actors.conftest import Bug, Counter, Gate, on_asyncio, turns, until
+from trunkline import FSMStore, SessionRouter
 from trunkline.actors import RestartPolicy, Service, Supervisor
 from trunkline.actors.task_group import open_task_group
 from trunkline.errors import ActorCrashed, ActorStopped, RestartIntensityExceeded
+from trunkline.testing import crash
 
 
 class Shop(Service):
@@ -265,6 +268,36 @@ async def test_a_supervisor_that_gave_up_between_start_and_stop_says_so_at_stop(
             await counter.call(Counter.add)
     with pytest.raises(RestartIntensityExceeded, match="boom"):
         await supervisor.stop()
+
+
+@on_asyncio
+@pytest.mark.parametrize("make", [SessionRouter, partial(FSMStore, "memory://")])
+async def test_a_part_that_gave_up_after_start_logs_it_and_refuses_every_call(make, log):
+    part = make(name="shop", restart_policy=RestartPolicy(max_restarts=0))
+    await part.start()
+    if isinstance(part, SessionRouter):
+        calls = (
+            partial(part.resolve, ("irc", "net", "1"), {"external_room_id": 1}),
+            partial(part.set, ("irc", "net", "1"), {"external_room_id": 1}),
+        )
+        worker = part.partition(0)
+    else:
+        await part.init("bot")
+        calls = (partial(part.get_state, "bot", 1), partial(part.set_state, "bot", 1, "asked"))
+        [worker] = part._writers
+    await crash(worker)
+    await until(lambda: log and log[-1]["event"] == "service_failed")
+    for _ in range(3):
+        for call in calls:
+            with pytest.raises(RestartIntensityExceeded, match="shop gave up"):
+                await call()
+    errors = [entry["event"] for entry in log if entry["log_level"] == "error"]
+    assert errors == ["supervisor_gave_up", "service_failed"]
+    with pytest.raises(RestartIntensityExceeded):
+        await part.stop()
+    await part.start()
+    await calls[1]()
+    await part.stop()
 
 
 @on_asyncio

@@ -327,7 +327,7 @@ async def test_a_log_that_fails_is_nothing_to_the_actors():
         logger.removeFilter(broken)
 
 
-async def test_a_listener_hears_of_crashes_and_restarts():
+async def test_a_listener_and_the_log_report_crashes_restarts_and_giving_up(log):
     class Listener:
         def __init__(self):
             self.heard = []
@@ -338,6 +338,9 @@ async def test_a_listener_hears_of_crashes_and_restarts():
         def actor_restarted(self, name, restarts):
             self.heard.append((name, restarts))
 
+        def supervisor_gave_up(self, error):
+            self.heard.append(str(error))
+
     listener = Listener()
     async with Supervisor(policy=FORGIVING, listener=listener) as supervisor:
         counter = await supervisor.spawn(Counter, name="till")
@@ -345,6 +348,23 @@ async def test_a_listener_hears_of_crashes_and_restarts():
             await crash(counter, f"bug {n}")
             await counter.call(Counter.read)
     assert listener.heard == [("till", "bug 1"), ("till", 1), ("till", "bug 2"), ("till", 2)]
+
+    async def give_up():
+        policy = RestartPolicy(max_restarts=0)
+        async with Supervisor(policy=policy, name="root", listener=listener) as supervisor:
+            await crash(await supervisor.spawn(Counter, name="till"))
+            await anyio.sleep_forever()
+
+    listener.heard.clear()
+    with pytest.raises(RestartIntensityExceeded) as caught:
+        await give_up()
+    assert listener.heard == [("till", "boom"), str(caught.value)]
+    assert log[-1] == {
+        "event": "supervisor_gave_up",
+        "log_level": "error",
+        "supervisor": "root",
+        "reason": str(caught.value),
+    }
 
 
 # -- giving up -----------------------------------------------------------------------------------
