@@ -65,7 +65,7 @@ class RouteNotFound(NotFound):
 
 
 class RouteExpired(NotFound):
-    """A route was stored under this key and its time is over. Told once, then `RouteNotFound`."""
+    """The route of this key has expired. Raised once, then `RouteNotFound`."""
 
 
 class NoRoute(NotFound):

@@ -165,7 +165,7 @@ async def test_a_stray_cancellation_on_the_first_start_is_an_error_like_any_othe
 
     async with Supervisor() as supervisor:
         beside = await supervisor.spawn(Counter)
-        with pytest.raises(RuntimeError, match="nobody cancelled"):
+        with pytest.raises(RuntimeError, match="was not cancelled"):
             await supervisor.spawn(Stray, name="stray")
         assert await beside.call(Counter.add) == 1
 

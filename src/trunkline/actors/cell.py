@@ -74,7 +74,7 @@ class Cell(Generic[A]):
         self._factory = factory
         self._call_timeout_ms = call_timeout_ms
         self._max_batch = max_batch
-        # Whether local calls may be made: the actor is up and waits for a call.
+        # Whether the actor is up and waits for a call, so that local calls may be made.
         self._idle = False
         self._turns = LocalTurns.of_this_event_loop()
         # Local turns borrowed since the event loop has run, and those used or left in all.
@@ -188,7 +188,7 @@ class Cell(Generic[A]):
         except asyncio.CancelledError as error:
             if not _is_bug(error):
                 raise
-            raise RuntimeError(f"{error!r} in {self.name}, which nobody cancelled") from error
+            raise RuntimeError(f"{error!r} in {self.name}, which was not cancelled") from error
 
     async def _live(self, on_up: Callable[[], None]) -> None:
         actor = self._factory()
@@ -211,7 +211,7 @@ class Cell(Generic[A]):
 
     @property
     def drained(self) -> bool:
-        """Whether it takes no more calls and nobody waits for a reply."""
+        """Whether it takes no more calls and no caller is waiting."""
         return self._closed is not None and not self._mailbox.awaited
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class Cell(Generic[A]):
         self.ref.actor = None
 
     def _end_local_calls(self) -> None:
-        """Let no call run before those that are queued now."""
+        """Let no call overtake those that are queued from now on."""
         self._lent -= self.ref.local_turns
         self.ref.local_turns = 0
         self._idle = False
@@ -340,8 +340,8 @@ def _caused(error: ActorCrashed, cause: BaseException) -> ActorCrashed:
 def _is_bug(error: BaseException) -> bool:
     """Whether `error` is the actor's fault, and no cancellation of its task.
 
-    asyncio's `CancelledError` also comes out of awaiting what somebody else has cancelled. If it
-    went on through the actor's task, it would end the whole supervisor without a word.
+    asyncio's `CancelledError` is also raised by awaiting another task that was cancelled. If it
+    left the actor's task, it would end the whole supervisor silently.
     """
     if not isinstance(error, asyncio.CancelledError):
         return isinstance(error, Exception)

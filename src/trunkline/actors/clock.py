@@ -1,4 +1,4 @@
-"""Where time comes from: a function that tells milliseconds, and a settable one in tests."""
+"""Where time comes from: a function that returns milliseconds, or a settable clock in tests."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class Call:
         self.awaited = True
         self.answered = False
         self.begun = False
-        # Taken by whoever comes first: the actor, which begins the call, or the caller, who gives
-        # up. list.pop() is atomic, and the actor may be a worker thread.
+        # Taken once: by the actor, which begins the call, or by the caller, who gives up.
+        # list.pop() is atomic, and the actor may be a worker thread.
         self._unclaimed = [True]
         self.value = None
         self.error = None
@@ -155,11 +155,11 @@ class Mailbox:
     def __init__(self, capacity: int, timeout_ms: int) -> None:
         self._send, self._receive = anyio.create_memory_object_stream[Call](capacity)
         self._timeout = timeout_ms / 1000
-        # Calls for which the stream has no room. Their callers wait for nothing but the reply, and
-        # whoever takes a call out of the stream lets the next one in.
+        # Calls for which the stream has no room. Their callers wait only for the reply. Taking a
+        # call out of the stream moves the oldest of these into it.
         self._waiting: OrderedDict[Call, None] = OrderedDict()
-        # Every call without a reply, the oldest first. A call may be in nobody's hands when a task
-        # is cancelled between taking it and serving it; whoever closes the mailbox answers these.
+        # Every call without a reply, the oldest first. If the actor's task is cancelled between
+        # taking a call and serving it, this is the only reference; refuse_all() fails them all.
         self._unanswered: dict[Call, None] = {}
         # On asyncio one timer watches over all calls; a cancel scope for each would cost as much as
         # all the rest of a call.
@@ -275,7 +275,7 @@ class Mailbox:
         self.close(error)
         self._receive.close()
         if self._timer is not None:
-            # It would keep the calls alive that nobody has taken out.
+            # It would keep the calls that are left in the stream alive.
             self._timer.cancel()
             self._timer = None
         for call in tuple(self._unanswered):

@@ -1,4 +1,4 @@
-"""Events: what happens inside, told to plain functions that a program subscribes."""
+"""Events: what happens inside, passed to plain functions that a program subscribes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     #: What happened, in the past tense where it has one: `resolved`, `evicted`, `crashed`.
     name: str
-    #: The instance it happened in: the `name=` that a router or a store was given.
+    #: The instance it happened in: the `name=` of a router or a store.
     instance: str
 
 
@@ -39,8 +39,8 @@ class Events:
 
     __slots__ = ("failures", "subscribers")
 
-    #: Who hears of events, in the order of subscription. Replaced, never changed, so that a
-    #: subscriber may unsubscribe while an event is told.
+    #: The functions to call, in the order of subscription. Replaced, never changed, so that a
+    #: subscriber may unsubscribe while an event is published.
     subscribers: tuple[Subscriber, ...]
     #: Exceptions that subscribers raised so far.
     failures: int
@@ -50,7 +50,7 @@ class Events:
         self.failures = 0
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Tell `subscriber` of every event from now on.
+        """Call `subscriber` with every event from now on.
 
         An exception that it raises is logged and counted in `failures`; nothing else notices.
 
@@ -58,7 +58,8 @@ class Events:
             A function that ends the subscription; calling it again does nothing.
 
         Raises:
-            ConfigurationError: `subscriber` is no plain function: nobody would await it.
+            ConfigurationError: `subscriber` is not a plain function: a coroutine of it would never
+                be awaited.
         """
         if not callable(subscriber) or is_async(subscriber):
             raise ConfigurationError(f"a subscriber is a plain function, not {subscriber!r}")
@@ -74,11 +75,11 @@ class Events:
         return unsubscribe
 
     def publish(self, event: Event) -> None:
-        """Tell every subscriber of `event`."""
+        """Call every subscriber with `event`."""
         for subscriber in self.subscribers:
             try:
                 subscriber(event)
-            # A plain function is never cancelled: this one has looked at something that was.
+            # A plain function cannot be cancelled. This one has read something that was.
             except (Exception, CancelledError):
                 self.failures += 1
                 _log.error(

@@ -1,6 +1,6 @@
 """Prometheus metrics: the counters of a router, a store or a whole line, read when scraped.
 
-The hot path pays nothing for them: it counts anyhow, and nobody looks between two scrapes.
+They cost nothing on the hot path, which counts in any case.
 """
 
 from __future__ import annotations
