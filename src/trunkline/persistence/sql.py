@@ -145,7 +145,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- participants ----------------------------------------------------------------------------
 
     def save_participant(self, participant: Participant) -> Participant:
-        # Its row is locked now, and so its external ids are nobody else's to change.
+        # This locks the participant's row, and with it their external ids.
         self._save(participant)
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
         self._replace_external_ids(participant.id, ids)
@@ -170,15 +170,17 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         ids = {one: str(value) for one, value in candidate.external_ids.items()}
         if self._insert(participants, _row_of(candidate)):
             self._replace_external_ids(candidate.id, set(ids.items()))
-            found = _met(self._known_participants([sender]).get(sender))
+            found = _require_found(self._known_participants([sender]).get(sender))
             if found.id != candidate.id:
                 # Another process was faster.
                 self.delete_participant(candidate.id)
             return found
-        known = _met(self._first(Participant, self._locked(Participant), {"id": candidate.id}))
+        known = _require_found(
+            self._first(Participant, self._locked(Participant), {"id": candidate.id})
+        )
         external_ids = {**known.external_ids, channel: candidate.external_ids[channel]}
         self.save_participant(replace(known, external_ids=external_ids))
-        return _met(self._known_participants([sender]).get(sender))
+        return _require_found(self._known_participants([sender]).get(sender))
 
     def _known_participants(self, senders: Collection[_Key]) -> dict[_Key, Participant]:
         """Who holds external ids, by channel and external id."""
@@ -187,7 +189,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return self._referred(Participant, [row[:-1] for row in rows if row[-1] == 1])
 
     def _replace_external_ids(self, participant_id: str, ids: set[tuple[str, str]]) -> None:
-        """Let a participant, whose row is locked, have these pairs of channel and external id."""
+        """Replace the external ids, by channel, of a participant whose row is locked."""
         columns = ("channel", "external_id")
         keys = [(participant_id,)]
         held = set(
@@ -308,13 +310,13 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         room, is_new = candidate, self._insert(rooms, _row_of(candidate))
         if not is_new:
             self._known_rooms([room.id])
-            room = _met(self._first(Room, _select_by(rooms, "id"), {"id": room.id}))
+            room = _require_found(self._first(Room, _select_by(rooms, "id"), {"id": room.id}))
         if self._insert(room_bindings, _row_of(binding)):
             return room
         # Another process was faster; its row is committed, since the insert waited for it.
         if is_new:
             self._execute(_delete_by(rooms, "id"), {"id": candidate.id})
-        return _met(self._bound_rooms([source], key_share=True).get(source))
+        return _require_found(self._bound_rooms([source], key_share=True).get(source))
 
     def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
         source = (channel, bridge_id, external_id)
@@ -333,7 +335,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             if self._insert(room_bindings, row):
                 return binding
             # Another process was faster; its row is committed, since the insert waited for it.
-            standing = _met(self._first(RoomBinding, by_source, row))
+            standing = _require_found(self._first(RoomBinding, by_source, row))
         if standing.room_id == binding.room_id:
             return standing
         raise AlreadyBound(
@@ -628,7 +630,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             by_key = _select_by(messages, "inbound_key")
             found = self._first(Message, by_key, {"inbound_key": inbound.key})
         by_id = _select_by(messages, "id")
-        return found or _met(self._first(Message, by_id, {"id": inbound.message.id}))
+        return found or _require_found(self._first(Message, by_id, {"id": inbound.message.id}))
 
     def counts(self) -> dict[str, int]:
         return {
@@ -772,10 +774,14 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             raise NotFound(missing)
 
 
-def _met(found: M | None) -> M:
-    """What another process has just stored, as an insert has shown."""
+def _require_found(found: M | None) -> M:
+    """A model that an insert has just met, stored by another process.
+
+    Raises:
+        Conflict: it has been deleted meanwhile.
+    """
     if found is None:
-        raise Conflict("another process deletes what it has just stored")
+        raise Conflict("another process has deleted what it had just stored")
     return found
 
 
@@ -848,7 +854,7 @@ _same_external_id = (
     & (_external.channel == sa.bindparam("of_channel"))
     & (_external.external_id == sa.bindparam("of_id"))
 )
-#: Let the next participant that was saved with an external id be the one that it finds.
+#: If no participant holds an external id, the one with the least id does from now on.
 _PROMOTE_FIRST = (
     sa.update(participant_external_ids)
     .where(
