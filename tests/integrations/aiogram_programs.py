@@ -29,7 +29,7 @@ class TwoStepStorage(TrunklineStorage):
             await super().set_state(key, state)
             return
         where = (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
-        async with self._source.calling("aiogram:1") as store:  # type: ignore[attr-defined]
+        async with self._handle.calling("aiogram:1") as store:  # type: ignore[attr-defined]
             await store.clear("aiogram:1", where)
 
 
