@@ -871,6 +871,14 @@ async def test_the_event_loop_runs_while_the_keys_of_resolve_many_are_checked():
     assert most <= TURNS_BETWEEN * _KEYS_PER_TURN
 
 
+async def test_the_resolutions_of_many_keys_cause_no_garbage_collection():
+    async with SessionRouter(max_entries_per_partition=30_000) as router:
+        keys = [room(number) for number in range(20_000)]
+        await router.set_many(dict.fromkeys(keys, Route(1)))
+        found = await router.resolve_many(keys)
+        assert not any(map(gc.is_tracked, found.values()))
+
+
 async def test_set_many_stores_what_the_mapping_contained_at_the_call():
     async with SessionRouter() as router:
         routes = {room(number): Route("old") for number in range(5_000)}

@@ -43,7 +43,8 @@ class Route(msgspec.Struct, frozen=True):
     room_id: str | None = None
     #: The platform's id of the thread to answer in.
     thread_id: str | None = None
-    #: Anything else that the bot wants to find with the route.
+    #: Anything else that the bot wants to find with the route. An object in it that refers to a
+    #: `Resolution` or `RouteRecord` of this route is never freed.
     extra: dict[str, Any] = {}
 
 
@@ -57,7 +58,9 @@ class RouteRecord(msgspec.Struct, frozen=True, gc=False):
     expires_at_ms: int
 
 
-class Resolution(msgspec.Struct, frozen=True):
+# gc=False as for RouteRecord: a hundred thousand of them would have the garbage collector look at
+# everything that the process holds, and block the event loop for as long.
+class Resolution(msgspec.Struct, frozen=True, gc=False):
     """The answer of `SessionRouter.resolve`."""
 
     #: The room's id on its platform: `route.external_room_id`.
