@@ -687,6 +687,21 @@ async def test_a_sweep_removes_an_expired_record_that_cannot_be_decoded(shared_u
         }
 
 
+async def test_a_damaged_key_does_not_end_the_sweep(tmp_path):
+    clock, told = ManualClock(SEVENTIES_MS), []
+    path = tmp_path / "bot.db"
+    async with FSMStore(f"sqlite:///{path}", clock=clock) as store:
+        store.events.subscribe(told.append)
+        await store.init(BOT, ttl_ms=500)
+        await store.set_state(BOT, "damaged", "a")
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE trunkline_fsm SET key = '[1,'")
+        await store.set_state(BOT, "whole", "a")
+        clock.advance_ms(1_000)
+        assert await store._sweep() == 2
+        assert {event.key for event in told} == {"[1,", "whole"}
+
+
 # -- an adapter of somebody else ---------------------------------------------------------------
 
 

@@ -342,11 +342,12 @@ class FSMStore(Store[FSMAdapter]):
 
     def _report_expired(self, key: RecordKey, record: Record) -> None:
         if self.events.subscribers:
+            try:
+                decoded: Any = decode_key(key.key)
+            except ValueError:  # a damaged one, which must not end the sweep
+                decoded = key.key
             event = ConversationExpired(
-                instance=self.name,
-                bot_name=key.bot_name,
-                key=decode_key(key.key),
-                state=_state(record),
+                instance=self.name, bot_name=key.bot_name, key=decoded, state=_state(record)
             )
             self.events.publish(event)
 
