@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
+from sqlalchemy.exc import IntegrityError
 
 from trunkline.backends import AdapterOptions, Conflict
 from trunkline.backends.sql import Database, Result, SQLAdapter, database_at
@@ -220,14 +221,23 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     # -- messages --------------------------------------------------------------------------------
 
     def save_message(self, message: Message) -> Message:
-        self._require_room(message.room_id)
-        with self._origins_kept():
-            return self._save(message)
+        (saved,) = self.save_messages([message])
+        if isinstance(saved, TrunklineError):
+            raise saved
+        return saved
 
     def save_messages(self, messages_: Sequence[Message]) -> list[Message | TrunklineError]:
-        known = self._known_rooms({message.room_id for message in messages_})
-        rows = [_message_row(one) for one in messages_ if one.room_id in known]
         with self._origins_kept():
+            if not self.database.writes_concurrently:
+                # No other transaction can delete a room now, and a statement that fails undoes no
+                # more than itself: it is cheaper to let the foreign key find an unknown room.
+                try:
+                    self._upsert(messages, *map(_message_row, messages_))
+                    return list(messages_)
+                except IntegrityError:
+                    pass
+            known = self._known_rooms({message.room_id for message in messages_})
+            rows = [_message_row(one) for one in messages_ if one.room_id in known]
             self._upsert(messages, *rows)
         return [
             message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
