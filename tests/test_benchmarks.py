@@ -161,10 +161,12 @@ def test_every_figure_is_positive(rows):
 
 
 def line_of(row, printed):
-    """The line of the table that shows `row`."""
+    """The line of the table that shows `row`, in the section of `row`."""
+    lines = printed.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"│ {row['section']} "))
     return next(
         line
-        for line in printed.splitlines()
+        for line in lines[first:]
         if f" {row['work']} " in line and f" {row['against'] or ''} " in line
     )
 
