@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from tests.actors.conftest import Bug, Counter, Gate, until, use_up_local_turns
 from trunkline.actors import Actor, Supervisor
-from trunkline.errors import ActorCrashed, CallTimeout
+from trunkline.errors import ActorCrashed, ActorStopped
 
 USER = ContextVar("USER", default="nobody")
 
@@ -92,11 +92,11 @@ async def test_an_actor_that_is_stopped_cancels_a_handler_that_waits_in_its_call
 
     async def caller():
         USER.set("Ada")
-        with pytest.raises(CallTimeout):
+        with pytest.raises(ActorStopped):
             await counter.call(wait)
 
     async with anyio.create_task_group() as task_group, Supervisor(stop_timeout_ms=1) as supervisor:
-        counter = await supervisor.spawn(Counter, call_timeout_ms=1)
+        counter = await supervisor.spawn(Counter)
         task_group.start_soon(caller)
         await gate.reached.wait()
     assert cleaned_up == ["Ada"]
