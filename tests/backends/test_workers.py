@@ -601,3 +601,32 @@ async def test_what_was_refused_while_another_process_held_the_database_is_never
         assert [await store.get_state("bot", key) for key in range(20)] == [None] * 20
         other.close()
     assert not [error for error in errors if "may take effect" in str(error)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True}), "trio"])
+async def test_a_loop_of_calls_on_a_store_can_be_cancelled():
+    async with LedgerStore(Ledger()) as store:
+        calls = 0
+        with anyio.fail_after(20), anyio.move_on_after(0.05) as scope:
+            while True:
+                await store.read()
+                calls += 1
+        assert scope.cancelled_caught
+        assert calls
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True}), "trio"])
+async def test_loops_of_calls_on_a_store_end_when_a_sibling_fails():
+    async def read_on(store: LedgerStore) -> None:
+        while True:
+            await store.read()
+
+    async def run() -> None:
+        async with LedgerStore(Ledger()) as store, anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(read_on, store)
+            await store.read()
+            raise KeyError
+
+    with anyio.fail_after(20), pytest.raises(ExceptionGroup):
+        await run()

@@ -192,6 +192,7 @@ class Cell(Generic[A]):
 
     async def _live(self, on_up: Callable[[], None]) -> None:
         actor = self._factory()
+        self._mailbox.answers_late = isinstance(actor, BatchActor) and actor.always_waits
         await actor.on_start()
         try:
             self.ref.actor = actor

@@ -150,6 +150,7 @@ class Mailbox:
         "_timer",
         "_unanswered",
         "_waiting",
+        "answers_late",
     )
 
     def __init__(self, capacity: int, timeout_ms: int) -> None:
@@ -165,6 +166,9 @@ class Mailbox:
         # all the rest of a call.
         self._loop = asyncio_loop()
         self._timer: asyncio.TimerHandle | None = None
+        #: Whether every reply takes several turns of the event loop, as from a thread: then a
+        #: waiting caller can be cancelled in any case.
+        self.answers_late = False
 
     def __len__(self) -> int:
         """Calls that wait, those that wait for room included."""
@@ -183,9 +187,10 @@ class Mailbox:
     async def ask(self, call: Call) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time."""
         _require_stack(10)
-        # anyio does not cancel a task on asyncio that waits for a future which is done, and in a
-        # loop of calls that may be so each time it looks. Here it finds the task between two.
-        await checkpoint_if_cancelled()
+        if not self.answers_late:
+            # anyio does not cancel a task on asyncio that waits for a future which is done, and in
+            # a loop of calls that may be so each time it looks. Here it finds the task between two.
+            await checkpoint_if_cancelled()
         self._unanswered[call] = None
         call.deadline = monotonic() + self._timeout
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from functools import partial
 from threading import get_ident
@@ -211,6 +211,12 @@ class ActorRef(Generic[A]):
                 if isinstance(error, RecursionError) and _is_stack_deep():
                     raise
                 raise self._cell.crashed(error) from error
+
+    def ask(
+        self, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Awaitable[Any]:
+        """`call` through the mailbox, also if its turn could be now. Raises the same."""
+        return self._cell.ask(handler, args, kwargs)
 
     def peek(self, read: Callable[[A], R], default: R) -> R:
         """What `read` finds on the actor at this moment, or `default` while it is down.

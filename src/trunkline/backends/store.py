@@ -124,7 +124,11 @@ class Store(Service, Generic[AdapterT]):
         result: Any
         if self.tracing is None:
             # Only a `DirectWorker` has local turns.
-            result = worker.call_local(DirectWorker.perform, method, *args)
+            result = (
+                NOT_LOCAL
+                if self._adapter.blocking
+                else worker.call_local(DirectWorker.perform, method, *args)
+            )
             if result is NOT_LOCAL:
                 result = await self._queue(worker, method, args, order)
         else:
@@ -142,8 +146,8 @@ class Store(Service, Generic[AdapterT]):
     ) -> Any:
         try:
             if self._adapter.blocking:
-                return await worker.call(method, *args, **order)
-            return await worker.call(DirectWorker.perform, method, *args)
+                return await worker.ask(method, args, order)
+            return await worker.ask(DirectWorker.perform, (method, *args), {})
         except (ActorStopped, CallTimeout) as error:
             raise StoreUnavailable(str(error)) from error
 
