@@ -102,7 +102,7 @@ def test_what_is_not_a_class_of_adapters_is_not_registered(wrong):
         register_adapter("cloud", wrong)
 
 
-@pytest.mark.parametrize("namespace", ["", "x" * 101, "a\0b", "\ud800", None, 42])
+@pytest.mark.parametrize("namespace", ["", "x" * 101, "☃" * 34, "a\0b", "\ud800", None, 42])
 @pytest.mark.parametrize("store", STORES)
 def test_a_namespace_that_no_database_can_store_is_refused(store, namespace):
     with pytest.raises(ConfigurationError, match="namespace"):

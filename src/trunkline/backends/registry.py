@@ -25,6 +25,7 @@ __all__ = (
 
 A = TypeVar("A", bound=Adapter)
 
+#: In bytes of UTF-8: it stands in every index beside ids, and those have their limits.
 _LONGEST_NAMESPACE = 100
 
 
@@ -45,11 +46,11 @@ class AdapterOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require_positive("call_timeout_ms", self.timeout_ms)
         name = self.namespace
-        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAMESPACE:
-            raise ConfigurationError(
-                f"namespace is a str of 1 to {_LONGEST_NAMESPACE} characters, not {name!r}"
-            )
+        if not isinstance(name, str):
+            raise ConfigurationError(f"namespace is a str, not {name!r}")
         problem = text_problem(name)
+        if problem is None and not 0 < len(name.encode()) <= _LONGEST_NAMESPACE:
+            problem = f"does not have 1 to {_LONGEST_NAMESPACE} bytes"
         if problem is not None:
             raise ConfigurationError(f"namespace {name!r} {problem}, and cannot be stored")
 
