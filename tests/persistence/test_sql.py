@@ -101,7 +101,7 @@ def recorded(adapter: SQLPersistenceAdapter):
     On SQLite they stand in the statement, since not all of them come by SQLAlchemy.
     """
     statements: list[tuple[str, object]] = []
-    if adapter.database.is_sqlite:
+    if not adapter.database.writes_concurrently:
         with adapter.transaction():  # connects
             connection = adapter.database.connection.connection.dbapi_connection
         connection.set_trace_callback(lambda statement: statements.append((statement, None)))
@@ -121,16 +121,16 @@ def recorded(adapter: SQLPersistenceAdapter):
 
 def plan(adapter: SQLPersistenceAdapter, statement: str, parameters: object) -> list[str]:
     """How the database means to execute a statement, a step a line."""
-    explain = "EXPLAIN QUERY PLAN" if adapter.database.is_sqlite else "EXPLAIN"
+    explain = "EXPLAIN" if adapter.database.writes_concurrently else "EXPLAIN QUERY PLAN"
     with adapter.transaction():
-        if not adapter.database.is_sqlite:
+        if adapter.database.writes_concurrently:
             adapter.database.connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         rows = adapter.database.connection.exec_driver_sql(f"{explain} {statement}", parameters)
         return [row[-1] for row in rows]
 
 
 def reads_every_message(adapter: SQLPersistenceAdapter, step: str) -> bool:
-    if adapter.database.is_sqlite:
+    if not adapter.database.writes_concurrently:
         return step.startswith("SCAN trunkline_messages")
     return "Seq Scan on trunkline_messages" in step
 
@@ -185,7 +185,9 @@ def test_no_operation_reads_every_message(full, operation):
     for statement, parameters in explained:
         steps = plan(full, statement, parameters)
         assert not any(reads_every_message(full, step) for step in steps), (statement, steps)
-        if full.database.is_sqlite and not re.search("external_(thread_)?id = ", statement):
+        if not full.database.writes_concurrently and not re.search(
+            "external_(thread_)?id = ", statement
+        ):
             # PostgreSQL may like to sort the few rows that it has found, and so may SQLite those
             # with one external id.
             assert not any("TEMP B-TREE" in step for step in steps), (statement, steps)

@@ -116,10 +116,6 @@ class Database(ABC):
         return False
 
     @property
-    def is_sqlite(self) -> bool:
-        return not self.writes_concurrently
-
-    @property
     def file(self) -> Path | None:
         """The file of an embedded database; `None` for one in memory and for a server."""
         return None
