@@ -22,7 +22,7 @@ AT = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 
 KINDS = {
     "rooms": 2,
-    "participants": 2,
+    "participants": 3,
     "threads": 1,
     "messages": 5,
     "room_bindings": 2,

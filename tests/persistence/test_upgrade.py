@@ -15,10 +15,11 @@ from trunkline.persistence.inbound import new_inbound
 from trunkline.persistence.schema import tables
 from trunkline.persistence.sql import SQLPersistenceAdapter
 
-SCRIPT = Path(__file__).with_name("version_0_1_0.sql").read_text()
+SCRIPT = (Path(__file__).parent / "fixtures" / "trunkline-0.1.0.sql").read_text()
 
 #: The message that 0.1.0 took in: its id is made of its external id.
 CAME_IN_ID = "8d1a0e46-f7a8-535a-a0ad-996e058770d6"
+CAME_IN = [{"type": "text", "text": "number 1"}]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -47,18 +48,20 @@ def old(empty):
 
 async def test_what_the_old_version_stored_is_there_in_the_default_namespace(old):
     async with PersistenceStore(old) as store:
-        assert set((await store.counts()).values()) == {1, 2}
+        assert set((await store.counts()).values()) == {1, 2, 3, 5}
         room = await store.get_room_by_external_binding("telegram", "bot", 42)
         assert room.id == "lobby"
-        assert [one.id for one in await store.get_messages("lobby")] == ["said", CAME_IN_ID]
-        assert (await store.get_thread_by_external_id("lobby", 5)).id == "thread"
+        first, second, *_ = await store.get_messages("lobby")
+        assert (first.id, second.id) == ("m", CAME_IN_ID)
+        assert (await store.get_thread_by_external_id("lobby", 5)).id == "t"
         assert (await store.get_routing_policy("lobby")).id == "policy"
-        assert (await store.list_ingress_subscriptions("bot"))[0].status == "active"
+        without_id, with_id = await store.list_ingress_subscriptions("bot")
+        assert (without_id.status, with_id.status) == ("unknown", "active")
         assert (await store.get_onboarding("o"))["step"] == 1
-        assert not (await store.get_bridge_config("bot")).enabled
-        assert (await store.get_or_create_participant_by_external_id("telegram", 7)).id == "z"
-        await store.delete_participant("z")
-        assert (await store.get_or_create_participant_by_external_id("telegram", 7)).id == "a"
+        assert (await store.get_bridge_config("bot")).enabled
+        assert (await store.get_or_create_participant_by_external_id("telegram", 7)).id == "ada"
+        await store.delete_participant("ada")
+        assert (await store.get_or_create_participant_by_external_id("telegram", 7)).id == "zed"
         await store.delete_room("lobby")
         assert (await store.counts())["messages"] == 0
     async with PersistenceStore(old, namespace="other") as store:
@@ -76,7 +79,7 @@ async def test_a_message_that_came_in_before_the_upgrade_is_a_duplicate_after_it
     async with PersistenceStore(old) as store:
         again = await store.save_new_inbound(inbound)
         assert again.duplicate
-        assert (again.message.id, again.message.content) == (CAME_IN_ID, "came in")
+        assert (again.message.id, again.message.content) == (CAME_IN_ID, CAME_IN)
 
 
 async def test_names_that_the_old_version_folded_are_found(old):
