@@ -62,6 +62,9 @@ exit status:
   could not be reached, wrong usage
 """
 
+#: Each partition is an actor with a task of its own: more take seconds to start, and show nothing.
+_MAX_PARTITIONS = 4_096
+
 
 def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
@@ -86,7 +89,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             option,
             dest=setting,
             metavar="N",
-            type=_positive,
+            type=_partition_count if setting == "partition_count" else _positive,
             default=getattr(defaults, setting),
             help=f"{text} (default: %(default)s)",
         )
@@ -113,6 +116,13 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return number
+
+
+def _partition_count(text: str) -> int:
+    number = _positive(text)
+    if number > _MAX_PARTITIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MAX_PARTITIONS:,}")
     return number
 
 
