@@ -113,7 +113,10 @@ def test_without_a_command_the_help_is_shown_as_an_error(capsys):
         (["replay", "--ttl-ms", "0", "chat.jsonl"], "--ttl-ms: '0' is not"),
         (["replay", "--ttl-ms", "1.5", "chat.jsonl"], "--ttl-ms: '1.5' is not"),
         (["replay", "--partitions", "-1", "chat.jsonl"], "--partitions: '-1' is not"),
-        (["replay", "--partitions", "4097", "chat.jsonl"], "--partitions: '4097' is more than 4,096"),
+        (
+            ["replay", "--partitions", "4097", "chat.jsonl"],
+            "--partitions: '4097' is more than 4,096",
+        ),
         (["replay", "--max-entries", "many", "chat.jsonl"], "--max-entries: 'many' is not"),
         (["replay", "--prune-interval-ms", "", "chat.jsonl"], "--prune-interval-ms: '' is not"),
     ],
