@@ -804,6 +804,17 @@ class ElsewhereAdapter(MemorySignalAdapter):
         return self.url.lower()
 
 
+class AnonymousAdapter(ElsewhereAdapter):
+    """Has no identity, and one database under URLs that differ in case."""
+
+    @classmethod
+    def from_url(cls, url, options):
+        return cls(url.lower(), options.namespace)
+
+    def identity(self):
+        return None
+
+
 class OpaqueAdapter(MemorySignalAdapter):
     """Has what a store needs, and nothing for `copy`."""
 
@@ -820,6 +831,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
     monkeypatch.setattr(ElsewhereAdapter, "databases", {})
     register_adapter("elsewhere", ElsewhereAdapter)
+    register_adapter("anonymous", AnonymousAdapter)
     register_adapter("opaque", OpaqueAdapter)
     return "elsewhere://a"
 
@@ -850,6 +862,17 @@ def test_anybodys_adapter_gets_the_same_checks(capsys, bot_db, elsewhere):
     report = copy_database(bot_db, elsewhere, only=["signal"], resume=True)
     assert (report.copied, report.tables[0].kept) == (1, 21)
     assert rows(elsewhere) == before
+
+
+def test_what_may_be_the_source_itself_is_not_deleted(bot_db, elsewhere):
+    copy_database(bot_db, "anonymous://a", only=["signal"])
+    before = rows("anonymous://a")
+    with pytest.raises(ConfigurationError, match=r"may be the same database.* no identity\(\)"):
+        copy_database("anonymous://a", "anonymous://A", force=True)
+    assert rows("anonymous://a") == before
+    copy_database("anonymous://a", "anonymous://b")
+    copy_database(bot_db, "anonymous://b", only=["signal"], force=True)
+    assert rows("anonymous://b") == before
 
 
 @pytest.mark.parametrize("direction", [1, -1])

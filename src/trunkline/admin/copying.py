@@ -94,7 +94,8 @@ def copy_database(
             it holds what the source does not, and so is no copy to be resumed.
         NotFound: the source holds none of these stores, or nothing in the namespace.
         ConfigurationError: it can never work: no such file, twice the same database, a schema of
-            another version, a target that cannot hold one of the stores.
+            another version, a target that cannot hold one of the stores. Or `force` was given,
+            and it is unknown whether it is twice the same database.
         StoreUnavailable: a database cannot be reached, or no longer: resume the copy.
     """
     if resume and force:
@@ -103,9 +104,15 @@ def copy_database(
     with Endpoint(source_url) as source, source.snapshot():
         with Endpoint(target_url) as target, target.snapshot():
             is_there = target.exists()
-            if is_there and source.is_same_as(target):
+            is_same = is_there and source.is_same_as(target)
+            if is_same:
                 raise ConfigurationError(
                     f"{source.shown_url} and {target.shown_url} are the same database"
+                )
+            if is_same is None and force:  # the rows that it deletes may be the source's
+                raise ConfigurationError(
+                    f"{source.shown_url} and {target.shown_url} may be the same database: their"
+                    " adapter has no identity(); copy to an empty one"
                 )
             stores = _stores(source, target, only, namespace)
             copying = _Copying(source, stores, namespace, on_progress)

@@ -92,12 +92,16 @@ class Endpoint:
         finally:
             adapter.close()
 
-    def is_same_as(self, other: Endpoint) -> bool:
-        """Whether both lead to one database. Inside a snapshot of both."""
+    def is_same_as(self, other: Endpoint) -> bool | None:
+        """Whether both lead to one database; `None` if unknown. Inside a snapshot of both."""
         if self._url == other._url:
             return True
-        identity = self.adapter(self.can_hold[0]).identity()
-        return identity is not None and identity == other.adapter(other.can_hold[0]).identity()
+        adapter = self.adapter(self.can_hold[0])
+        other_adapter = other.adapter(other.can_hold[0])
+        identity = adapter.identity()
+        if identity is None and type(adapter) is type(other_adapter):
+            return None
+        return identity is not None and identity == other_adapter.identity()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -119,7 +119,11 @@ class Dumpable:
         return False
 
     def identity(self) -> str | None:
-        """The same for two adapters that lead to one database; `None` if that is not known."""
+        """The same for two adapters that lead to one database; `None` if that is not known.
+
+        It keeps a copy from deleting its own source. Without it, `force` is refused between two
+        databases of this adapter's class.
+        """
         return None
 
     def snapshot(self) -> AbstractContextManager[None]:
