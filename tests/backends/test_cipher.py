@@ -14,7 +14,11 @@ from trunkline.errors import ConfigurationError
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 
 
-@pytest.mark.parametrize("key", [OLD, OLD.decode(), [OLD], (OLD.decode(),)])
+@pytest.mark.parametrize(
+    "key",
+    [OLD, OLD.decode(), [OLD], (OLD.decode(),)],
+    ids=["bytes", "str", "list", "tuple"],
+)
 def test_what_was_encrypted_can_be_decrypted(key):
     cipher = Cipher(key)
     assert cipher.decrypt(cipher.encrypt(b"hunter2"), "it") == b"hunter2"

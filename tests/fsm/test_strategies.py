@@ -325,7 +325,7 @@ def test_the_event_alone_has_the_key_of_its_update(read, name):
         {"update_id": 1},
         7,
         "text",
-        object(),
+        pytest.param(object(), id="object()"),
         {"message": None},
         {"message": {}},
         {"message": {"chat": {}, "from": {}}},
