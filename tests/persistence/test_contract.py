@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures_servers import OnOneLoop
 from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.persistence.schema import tables
 from trunkline.persistence.sql import SQLPersistenceAdapter
@@ -30,7 +31,7 @@ class TestSQLiteInMemory(PersistenceContract):
         return SQLPersistenceAdapter("sqlite://")
 
 
-class TestPostgres(PersistenceContract):
+class TestPostgres(OnOneLoop, PersistenceContract):
     @pytest.fixture
     def adapter(self, emptied_url):
         adapter = SQLPersistenceAdapter(emptied_url)
@@ -43,8 +44,6 @@ class TestPostgres(PersistenceContract):
 def database(postgres_server) -> Iterator[str]:
     """One database for all tests of this module, since making one takes long."""
     name = postgres_server.create_database()
-    # The disk is not what is tested here.
-    postgres_server.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     adapter = SQLPersistenceAdapter(postgres_server.url(name))
     adapter.open()
     adapter.close()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.fixtures_servers import OnOneLoop
 from trunkline.signal.memory import MemorySignalAdapter
 from trunkline.signal.redis import RedisSignalAdapter
 from trunkline.signal.sql import SQLSignalAdapter
@@ -20,23 +21,13 @@ class TestSQLite(SignalContract):
         return SQLSignalAdapter(f"sqlite:///{tmp_path}/signal.db")
 
 
-@pytest.fixture(scope="module")
-def postgres_database(postgres_server):
-    name = postgres_server.create_database()
-    yield name
-    postgres_server.drop_database(name)
-
-
-class TestPostgreSQL(SignalContract):
+class TestPostgreSQL(OnOneLoop, SignalContract):
     @pytest.fixture
-    def adapter(self, postgres_server, postgres_database):
-        # Ten times as fast as a database of its own for each of so many tests.
-        tables = "trunkline_signal, trunkline_schema"
-        postgres_server.execute(f"DROP TABLE IF EXISTS {tables}", postgres_database)
-        return SQLSignalAdapter(postgres_server.url(postgres_database))
+    def adapter(self, postgres_url):
+        return SQLSignalAdapter(postgres_url)
 
 
-class TestValkey(SignalContract):
+class TestValkey(OnOneLoop, SignalContract):
     @pytest.fixture
     def adapter(self, valkey_url):
         return RedisSignalAdapter(valkey_url)
