@@ -94,7 +94,7 @@ class Counter(Actor):
 
 async def until(condition: Callable[[], object]) -> None:
     """Let other tasks run until `condition` holds."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await checkpoint()
 

@@ -259,7 +259,7 @@ async def poll(dispatcher: Dispatcher, bot: Bot, telegram: Telegram, messages: i
             await dispatcher.start_polling(bot, handle_signals=False)
 
         tasks.start_soon(start)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await telegram.wait_for(messages)
         await dispatcher.stop_polling()
 
@@ -360,11 +360,11 @@ async def test_a_message_is_stored_while_an_earlier_one_of_its_user_is_handled(l
     async with anyio.create_task_group() as tasks:
         for text in ("one", "two", "three"):
             tasks.start_soon(say, dispatcher, bot, 7, text)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             # Sleeping, and not only yielding: the store's thread needs the interpreter too.
-            while line.router.stats().total.entries == 0 or len(await texts(line)) < 3:
+            while line.router.stats().total.entries == 0 or len(await texts(line)) < 3:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
-            while not handled:
+            while not handled:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         assert len(handled) == 1
         go_on.set()

@@ -279,7 +279,7 @@ async def test_hundreds_of_users_fill_in_forms_at_once(url, running, offline, re
                 await application.update_queue.put(Update.de_json(update, application.bot))
                 await request_.wait_for(user_id, answers)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 for user_id in users:
                     tasks.start_soon(fill, user_id)

@@ -440,7 +440,7 @@ async def test_what_could_not_be_stored_is_stored_when_the_database_is_back(erro
             with pytest.raises(type(error), match=r"away|WRONGPASS"):
                 await change
         adapter.is_away = False
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await persistence._retrying
         assert await persistence.get_user_data() == {1: {"is": "new"}}
         assert await persistence.get_conversations("form") == {(1,): "asked"}

@@ -140,7 +140,7 @@ def take_locks(url: str, pipe: Any, backend: str) -> None:
         async with SignalStore(url) as store:
             while (key := await to_thread.run_sync(pipe.recv)) is not None:
                 # Less than a lease lasts.
-                with anyio.move_on_after(5) as scope:
+                with anyio.move_on_after(8) as scope:
                     async with store.transaction(key):
                         pipe.send(True)
                         await to_thread.run_sync(pipe.recv)

@@ -147,18 +147,18 @@ async def test_a_commit_waits_only_for_those_that_touch_the_same_keys(
     async with SignalStore(postgres_url, call_timeout_ms=30_000) as store:
         with running([(stop_before_commit, postgres_url, changes, ready, go)]):
             assert await to_thread.run_sync(ready.wait, 30), "it never came up"
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await store.set({"session": {"bob": b"mine", "eve": None}})
                 async with store.transaction("bob") as tx:
                     await tx.get("session", ["bob", "new"])
                     await tx.set({"session": {"new": b"mine"}})
             async with anyio.create_task_group() as task_group:
                 task_group.start_soon(write, change(store))
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     while not postgres_server.execute(waiting):  # noqa: ASYNC110
                         await anyio.sleep(0.01)
                 assert finished == []
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     # Not those behind it in the mailbox either.
                     await store.set({"session": {"eve": b"mine"}})
                 go.set()

@@ -43,7 +43,7 @@ class LockTests:
         async with FSMStore(adapter=adapter) as store:
             await store.init(BOT)
             await store.init("other")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 async with (
                     store.lock(BOT, (1, 2)),
                     store.lock(BOT, ("1", "2")),
@@ -109,7 +109,7 @@ class LockTests:
     async def test_a_task_that_would_wait_for_itself_is_told_so(self, adapter: FSMAdapter) -> None:
         async with FSMStore(adapter=adapter) as store:
             await store.init(BOT)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 async with store.lock(BOT, KEY):
                     with pytest.raises(RuntimeError, match=r"holds the lock .* already"):
                         async with store.lock(BOT, KEY):

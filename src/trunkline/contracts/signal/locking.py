@@ -95,7 +95,7 @@ class LockingTests:
                 scope.cancel()
             else:
                 let_go.set()
-            with anyio.fail_after(5):
+            with anyio.fail_after(8):  # less than a lease lasts
                 async with store.transaction("ann") as tx:
                     assert await tx.get("session", ["ann"]) == {}
                     await tx.set({"session": {"ann": b"mine"}})
@@ -136,7 +136,7 @@ class LockingTests:
             await task_group.start(own)
             scope = await task_group.start(wait_in_line)
             let_go.set()
-            with anyio.fail_after(5):
+            with anyio.fail_after(8):  # less than a lease lasts
                 async with store.transaction("ann") as tx:
                     await tx.set({"session": {"ann": b"1"}})
             assert await store.get("session", ["ann"]) == {"ann": b"1"}
