@@ -562,12 +562,13 @@ async def test_what_is_in_memory_is_of_one_store():
 SOMEBODYS_TESTS = """
     import pytest
     from trunkline.errors import NotFound
+    from trunkline.persistence import Room
     from trunkline.persistence.memory import MemoryPersistenceAdapter
     from trunkline.testing import PersistenceContract
 
     class Forgetful(MemoryPersistenceAdapter):
         def delete_room_part(self, room_id, limit):
-            self._rooms.remove(room_id)
+            self.remove(Room, id=room_id)
             return True
 
     class TestGood(PersistenceContract):

@@ -8,10 +8,11 @@ from heapq import nlargest
 from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from uuid_utils import NAMESPACE_URL, uuid5
 
 from trunkline.backends import Adapter
-from trunkline.errors import StoreUnavailable, TrunklineError
+from trunkline.errors import AlreadyBound, NotFound, StoreUnavailable, TrunklineError
 from trunkline.persistence.models import (
     BridgeConfig,
     ExternalId,
@@ -23,6 +24,7 @@ from trunkline.persistence.models import (
     RoomBinding,
     RoutingPolicy,
     Thread,
+    now,
 )
 from trunkline.persistence.validation import Model
 
@@ -34,8 +36,10 @@ __all__ = (
     "PersistenceAdapter",
     "hashed_key",
     "inbound_key",
+    "not_found",
 )
 
+M = TypeVar("M", bound=Model)
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -118,6 +122,10 @@ def hashed_key(key: str) -> str:
 class PersistenceAdapter(Adapter, ABC):
     """The contract of persistence. Subclass it and run `trunkline.testing.PersistenceContract`.
 
+    A method without a docstring does what the store's method of the same name does. It is made of
+    `save`, `find`, `page` and `remove`, which serve models of every kind. Override it where a
+    database can do better.
+
     The store has checked every argument: models are valid; ids are strings that are not empty, have
     no NUL and at most 800 bytes; external ids are strings; limits are in range. A method that
     raises one of the errors that it names has not changed anything.
@@ -129,15 +137,64 @@ class PersistenceAdapter(Adapter, ABC):
 
     store: ClassVar = "persistence"
 
+    # -- models of every kind --------------------------------------------------------------------
+
+    @abstractmethod
+    def save(self, model: M) -> M:
+        """Insert a model, or replace the one with the same key.
+
+        The key is the id; of a routing policy `room_id`; of a subscription `bridge_id` and
+        `subscription_id`, which is an empty string for one without an id.
+        """
+
+    @abstractmethod
+    def find(self, kind: type[M], *, for_update: bool = False, **by: str | None) -> M | None:
+        """The model with a key or with other values, the newest of several by `(inserted_at, id)`.
+
+        Args:
+            kind: the class of the model.
+            for_update: nobody else may change it until the transaction ends.
+            by: values by the names of their fields; `None` is any. External ids are texts, and
+                `channel` and `bridge_id` of a message are those of its metadata.
+        """
+
+    @abstractmethod
+    def page(
+        self, kind: type[M], limit: int, after: str | None, **by: str | bool | None
+    ) -> list[M]:
+        """The first `limit` models with the values `by`, after the id `after`.
+
+        Threads and bindings of a room are sorted by `(inserted_at, id)`, subscriptions of a bridge
+        by `subscription_id`, others by id. Raises `NotFound` if `after` is not a thread or binding
+        of the room.
+        """
+
+    @abstractmethod
+    def remove(self, kind: type[Model], **key: str) -> bool:
+        """Delete the model with a key; whether there was one."""
+
+    def get(self, kind: type[M], *, for_update: bool = False, **by: str | None) -> M:
+        """As `find`. Raises `NotFound`."""
+        found = self.find(kind, for_update=for_update, **by)
+        if found is None:
+            raise not_found(kind, **by)
+        return found
+
+    def _delete(self, kind: type[Model], **key: str) -> None:
+        if not self.remove(kind, **key):
+            raise not_found(kind, **key)
+
+    def _require_room(self, room_id: str) -> None:
+        """Refuse an unknown room; a known one must stay until the transaction ends."""
+        self.get(Room, id=room_id)
+
     # -- rooms -----------------------------------------------------------------------------------
 
-    @abstractmethod
     def save_room(self, room: Room) -> Room:
-        """Insert or update."""
+        return self.save(room)
 
-    @abstractmethod
     def get_room(self, room_id: str) -> Room:
-        """Raises `NotFound`."""
+        return self.get(Room, id=room_id)
 
     @abstractmethod
     def delete_room_part(self, room_id: str, limit: int) -> bool:
@@ -151,19 +208,17 @@ class PersistenceAdapter(Adapter, ABC):
             Whether the room does not exist any more.
         """
 
-    @abstractmethod
     def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
-        """The first `limit` rooms by id, after the id `after`, only of `room_type`."""
+        return self.page(Room, limit, after, type=room_type)
 
     # -- participants ----------------------------------------------------------------------------
 
     @abstractmethod
     def save_participant(self, participant: Participant) -> Participant:
-        """Insert or update."""
+        """Insert or update, with the external ids."""
 
-    @abstractmethod
     def get_participant(self, participant_id: str) -> Participant:
-        """Raises `NotFound`."""
+        return self.get(Participant, id=participant_id)
 
     @abstractmethod
     def delete_participant(self, participant_id: str) -> None:
@@ -183,20 +238,16 @@ class PersistenceAdapter(Adapter, ABC):
 
     # -- messages --------------------------------------------------------------------------------
 
-    @abstractmethod
     def save_message(self, message: Message) -> Message:
-        """Insert or update. Raises `NotFound` for an unknown room."""
+        self._require_room(message.room_id)
+        return self.save(message)
 
     def save_messages(self, messages: Sequence[Message]) -> list[Message | TrunklineError]:
-        """`save_message` for each, in their order; an error fails its own message alone.
-
-        Override it where a database can do better.
-        """
+        """`save_message` for each, in their order; an error fails its own message alone."""
         return [_result(self.save_message, message) for message in messages]
 
-    @abstractmethod
     def get_message(self, message_id: str) -> Message:
-        """Raises `NotFound`."""
+        return self.get(Message, id=message_id)
 
     @abstractmethod
     def get_messages(
@@ -213,49 +264,39 @@ class PersistenceAdapter(Adapter, ABC):
         message of this room.
         """
 
-    @abstractmethod
     def delete_message(self, message_id: str) -> None:
-        """Does nothing if it does not exist."""
+        self.remove(Message, id=message_id)
 
-    @abstractmethod
     def get_message_by_external_id(
         self, channel: str, bridge_id: str, external_id: str, room_id: str | None
     ) -> Message:
-        """The newest message whose metadata has this channel and bridge, of `room_id` if given.
+        return self.get(
+            Message, channel=channel, bridge_id=bridge_id, external_id=external_id, room_id=room_id
+        )
 
-        Raises `NotFound`.
-        """
-
-    @abstractmethod
     def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
-        """The message with its new external id, updated now. Raises `NotFound`."""
+        message = self.get(Message, for_update=True, id=message_id)
+        return self.save(replace(message, external_id=external_id, updated_at=now()))
 
     # -- threads ---------------------------------------------------------------------------------
 
-    @abstractmethod
     def save_thread(self, thread: Thread) -> Thread:
-        """Insert or update. Raises `NotFound` for an unknown room."""
+        self._require_room(thread.room_id)
+        return self.save(thread)
 
-    @abstractmethod
     def get_thread(self, thread_id: str) -> Thread:
-        """Raises `NotFound`."""
+        return self.get(Thread, id=thread_id)
 
-    @abstractmethod
     def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
-        """The newest of this room. Raises `NotFound`."""
+        return self.get(Thread, room_id=room_id, external_thread_id=external_thread_id)
 
-    @abstractmethod
     def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
-        """The newest of this room. Raises `NotFound`."""
+        return self.get(Thread, room_id=room_id, root_message_id=root_message_id)
 
-    @abstractmethod
     def list_threads(
         self, room_id: str, limit: int, after: str | None, status: str | None
     ) -> list[Thread]:
-        """The first `limit` threads of a room by `(inserted_at, id)`, only of `status`.
-
-        Raises `NotFound` if `after` is not a thread of this room.
-        """
+        return self.page(Thread, limit, after, room_id=room_id, status=status)
 
     # -- bindings --------------------------------------------------------------------------------
 
@@ -267,9 +308,11 @@ class PersistenceAdapter(Adapter, ABC):
         One row however many callers race, in one process or several.
         """
 
-    @abstractmethod
     def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
-        """Raises `NotFound`."""
+        binding = self.get(
+            RoomBinding, channel=channel, bridge_id=bridge_id, external_room_id=external_id
+        )
+        return self.get_room(binding.room_id)
 
     @abstractmethod
     def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
@@ -279,16 +322,18 @@ class PersistenceAdapter(Adapter, ABC):
         another room, or if there is a binding with this id.
         """
 
-    @abstractmethod
+    def _require_new_binding(self, binding: RoomBinding) -> None:
+        other = self.find(RoomBinding, id=binding.id)
+        if other is not None:
+            raise AlreadyBound(
+                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
+            )
+
     def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
-        """The first `limit` by `(inserted_at, id)`.
+        return self.page(RoomBinding, limit, after, room_id=room_id)
 
-        Raises `NotFound` if `after` is not a binding of this room.
-        """
-
-    @abstractmethod
     def delete_room_binding(self, binding_id: str) -> None:
-        """Raises `NotFound`."""
+        self._delete(RoomBinding, id=binding_id)
 
     # -- directory -------------------------------------------------------------------------------
 
@@ -308,52 +353,41 @@ class PersistenceAdapter(Adapter, ABC):
     def get_onboarding(self, onboarding_id: str) -> OnboardingFlow:
         """Raises `NotFound`."""
 
-    @abstractmethod
     def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
-        """Insert or update."""
+        return self.save(config)
 
-    @abstractmethod
     def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
-        """Raises `NotFound`."""
+        return self.get(BridgeConfig, id=bridge_id)
 
-    @abstractmethod
     def list_bridge_configs(
         self, limit: int, after: str | None, enabled: bool | None
     ) -> list[BridgeConfig]:
-        """The first `limit` by id, after the id `after`, only `enabled` ones or not."""
+        return self.page(BridgeConfig, limit, after, enabled=enabled)
 
-    @abstractmethod
     def delete_bridge_config(self, bridge_id: str) -> None:
-        """Raises `NotFound`."""
+        self._delete(BridgeConfig, id=bridge_id)
 
-    @abstractmethod
     def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
-        """Insert, or replace the policy of its room. Raises `NotFound` for an unknown room."""
+        self._require_room(policy.room_id)
+        return self.save(policy)
 
-    @abstractmethod
     def get_routing_policy(self, room_id: str) -> RoutingPolicy:
-        """Raises `NotFound`."""
+        return self.get(RoutingPolicy, room_id=room_id)
 
-    @abstractmethod
     def delete_routing_policy(self, room_id: str) -> None:
-        """Raises `NotFound`."""
+        self._delete(RoutingPolicy, room_id=room_id)
 
-    @abstractmethod
     def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
-        """Insert, or replace the one of this bridge and subscription id."""
+        return self.save(subscription)
 
-    @abstractmethod
     def list_ingress_subscriptions(
         self, bridge_id: str, limit: int, after: str | None, status: str | None
     ) -> list[IngressSubscription]:
-        """The first `limit` by subscription id, after the id `after`, only of `status`.
+        return self.page(IngressSubscription, limit, after, bridge_id=bridge_id, status=status)
 
-        One without an id is sorted as an empty string.
-        """
-
-    @abstractmethod
     def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
-        """Raises `NotFound`."""
+        key = {"bridge_id": bridge_id, "subscription_id": subscription_id or ""}
+        self._delete(IngressSubscription, **key)
 
     # -- as a whole ------------------------------------------------------------------------------
 
@@ -372,10 +406,7 @@ class PersistenceAdapter(Adapter, ABC):
         """
 
     def save_inbounds(self, inbounds: Sequence[Inbound]) -> list[Inbound | TrunklineError]:
-        """`save_inbound` for each, in their order; an error fails its own message alone.
-
-        Override it where a database can do better.
-        """
+        """`save_inbound` for each, in their order; an error fails its own message alone."""
         return [_result(self.save_inbound, inbound) for inbound in inbounds]
 
     @abstractmethod
@@ -407,6 +438,12 @@ class PersistenceAdapter(Adapter, ABC):
         return newest
 
     bulk: ClassVar = {save_message: save_messages, save_inbound: save_inbounds}
+
+
+def not_found(kind: type[Model], **by: str | None) -> NotFound:
+    """The error for a model that is not there."""
+    values = ", ".join(f"{name} {value!r}" for name, value in by.items() if value is not None)
+    return NotFound(f"no {kind.__name__} with {values}")
 
 
 def _result(method: Callable[[T], R], argument: T) -> R | TrunklineError:

@@ -23,6 +23,7 @@ from trunkline.persistence.adapter import (
     DirectoryTarget,
     Inbound,
     PersistenceAdapter,
+    not_found,
 )
 from trunkline.persistence.documents import (
     UNREADABLE,
@@ -33,22 +34,15 @@ from trunkline.persistence.documents import (
     load_model,
 )
 from trunkline.persistence.models import (
-    BridgeConfig,
-    ExternalId,
-    IngressSubscription,
     Message,
     OnboardingFlow,
     Participant,
     Room,
     RoomBinding,
-    RoutingPolicy,
     Thread,
-    now,
 )
 from trunkline.persistence.schema import (
     MIGRATIONS,
-    bridge_configs,
-    ingress_subscriptions,
     messages,
     onboarding_flows,
     participant_external_ids,
@@ -118,13 +112,44 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             self._origins_version = None  # some of them may have been rolled back
             raise
 
+    # -- models of every kind --------------------------------------------------------------------
+
+    def save(self, model: M) -> M:
+        self._upsert(_TABLE_OF[kind_of(model)], _row_of(model))
+        return model
+
+    def find(self, kind: type[M], *, for_update: bool = False, **by: str | None) -> M | None:
+        key = {name: value for name, value in by.items() if value is not None}
+        statement = _select_by(_TABLE_OF[kind], *key)
+        if for_update:
+            statement = self.database.for_update(statement)
+        rows = self._execute(statement, key).rows
+        return _load(kind, rows[0]) if rows else None
+
+    def page(
+        self, kind: type[M], limit: int, after: str | None, **by: str | bool | None
+    ) -> list[M]:
+        table = _TABLE_OF[kind]
+        order = _key_columns(table)[-1:]
+        last: list[Any] = [after]
+        if "inserted_at_us" in table.c:
+            order = [table.c.inserted_at_us, *order]
+            if after is not None:
+                last = [self._instant(kind, str(by["room_id"]), after), after]
+        given = [table.c[name] == value for name, value in by.items() if value is not None]
+        statement = _documents(table).where(*given).order_by(*order).limit(limit)
+        if after is not None:
+            statement = statement.where(sa.tuple_(*order) > sa.tuple_(*map(sa.literal, last)))
+        return self._all_of_new(kind, statement)
+
+    def remove(self, kind: type[Model], **key: str) -> bool:
+        return self._execute(_delete_by(_TABLE_OF[kind], *key), key).rowcount > 0
+
+    def _require_room(self, room_id: str) -> None:
+        if not self._known_rooms([room_id]):
+            raise not_found(Room, id=room_id)
+
     # -- rooms -----------------------------------------------------------------------------------
-
-    def save_room(self, room: Room) -> Room:
-        return self._save(room)
-
-    def get_room(self, room_id: str) -> Room:
-        return self._get(Room, id=room_id)
 
     def delete_room_part(self, room_id: str, limit: int) -> bool:
         key = {"room_id": room_id, "limit": limit}
@@ -137,29 +162,19 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         self._execute(_delete_by(rooms, "id"), {"id": room_id})
         return True
 
-    def list_rooms(self, limit: int, room_type: str | None, after: str | None) -> list[Room]:
-        statement = _page(rooms, rooms.c.id, limit, after)
-        if room_type is not None:
-            statement = statement.where(rooms.c.type == room_type)
-        return self._all_of_new(Room, statement)
-
     # -- participants ----------------------------------------------------------------------------
 
     def save_participant(self, participant: Participant) -> Participant:
         # This locks the participant's row, and with it their external ids.
-        self._save(participant)
+        self.save(participant)
         ids = {(channel, str(value)) for channel, value in participant.external_ids.items()}
         self._replace_external_ids(participant.id, ids)
         return participant
 
-    def get_participant(self, participant_id: str) -> Participant:
-        return self._get(Participant, id=participant_id)
-
     def delete_participant(self, participant_id: str) -> None:
-        key = {"id": participant_id}
-        if self._execute(self._locked(Participant), key).rows:
+        if self.find(Participant, for_update=True, id=participant_id) is not None:
             self._replace_external_ids(participant_id, set())
-            self._execute(_delete_by(participants, "id"), key)
+            self.remove(Participant, id=participant_id)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
@@ -176,9 +191,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
                 # Another process was faster.
                 self.delete_participant(candidate.id)
             return found
-        known = _require_found(
-            self._first(Participant, self._locked(Participant), {"id": candidate.id})
-        )
+        known = _require_found(self.find(Participant, for_update=True, id=candidate.id))
         external_ids = {**known.external_ids, channel: candidate.external_ids[channel]}
         self.save_participant(replace(known, external_ids=external_ids))
         return _require_found(self._known_participants([sender]).get(sender))
@@ -240,12 +253,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             rows = [_message_row(one) for one in messages_ if one.room_id in known]
             self._upsert(messages, *rows)
         return [
-            message if message.room_id in known else NotFound(f"no Room {message.room_id!r}")
+            message if message.room_id in known else not_found(Room, id=message.room_id)
             for message in messages_
         ]
-
-    def get_message(self, message_id: str) -> Message:
-        return self._get(Message, id=message_id)
 
     def get_messages(
         self,
@@ -257,57 +267,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     ) -> list[Message]:
         parameters: dict[str, Any] = {"room_id": room_id, "limit": limit}
         if before is not None:
-            parameters["before_us"] = self._instant(messages, room_id, before)
+            parameters["before_us"] = self._instant(Message, room_id, before)
             parameters["before"] = before
         if after is not None:
-            parameters["after_us"] = self._instant(messages, room_id, after)
+            parameters["after_us"] = self._instant(Message, room_id, after)
             parameters["after"] = after
         if thread_id is not None:
             parameters["thread_id"] = thread_id
         statement = _window(before is not None, after is not None, thread_id is not None)
-        return self._all(Message, statement, parameters)[::-1]
-
-    def delete_message(self, message_id: str) -> None:
-        self._execute(_delete_by(messages, "id"), {"id": message_id})
-
-    def get_message_by_external_id(
-        self, channel: str, bridge_id: str, external_id: str, room_id: str | None
-    ) -> Message:
-        key = {"channel": channel, "bridge_id": bridge_id, "external_id": external_id}
-        if room_id is not None:
-            key["room_id"] = room_id
-        return self._get(Message, f"no message {external_id!r} of {channel}:{bridge_id}", **key)
-
-    def update_message_external_id(self, message_id: str, external_id: ExternalId) -> Message:
-        message = self._first(Message, self._locked(Message), {"id": message_id})
-        if message is None:
-            raise NotFound(f"no Message {message_id!r}")
-        return self._save(replace(message, external_id=external_id, updated_at=now()))
-
-    # -- threads ---------------------------------------------------------------------------------
-
-    def save_thread(self, thread: Thread) -> Thread:
-        self._require_room(thread.room_id)
-        return self._save(thread)
-
-    def get_thread(self, thread_id: str) -> Thread:
-        return self._get(Thread, id=thread_id)
-
-    def get_thread_by_external_id(self, room_id: str, external_thread_id: str) -> Thread:
-        missing = f"room {room_id!r} has no thread {external_thread_id!r}"
-        return self._get(Thread, missing, room_id=room_id, external_thread_id=external_thread_id)
-
-    def get_thread_by_root_message(self, room_id: str, root_message_id: str) -> Thread:
-        missing = f"room {room_id!r} has no thread that begins with {root_message_id!r}"
-        return self._get(Thread, missing, room_id=room_id, root_message_id=root_message_id)
-
-    def list_threads(
-        self, room_id: str, limit: int, after: str | None, status: str | None
-    ) -> list[Thread]:
-        statement = self._of_room(threads, room_id, limit, after)
-        if status is not None:
-            statement = statement.where(threads.c.status == status)
-        return self._all_of_new(Thread, statement)
+        return [_load(Message, row) for row in self._execute(statement, parameters).rows][::-1]
 
     # -- bindings --------------------------------------------------------------------------------
 
@@ -320,60 +288,37 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         room, is_new = candidate, self._insert(rooms, _row_of(candidate))
         if not is_new:
             self._known_rooms([room.id])
-            room = _require_found(self._first(Room, _select_by(rooms, "id"), {"id": room.id}))
+            room = _require_found(self.find(Room, id=room.id))
         if self._insert(room_bindings, _row_of(binding)):
             return room
         # Another process was faster; its row is committed, since the insert waited for it.
         if is_new:
-            self._execute(_delete_by(rooms, "id"), {"id": candidate.id})
+            self.remove(Room, id=candidate.id)
         return _require_found(self._bound_rooms([source], key_share=True).get(source))
-
-    def get_room_by_external_binding(self, channel: str, bridge_id: str, external_id: str) -> Room:
-        source = (channel, bridge_id, external_id)
-        found = self._bound_rooms([source]).get(source)
-        if found is None:
-            raise NotFound(f"no room is bound to {':'.join(source)}")
-        return found
 
     def create_room_binding(self, binding: RoomBinding) -> RoomBinding:
         self._require_room(binding.room_id)
-        row = _row_of(binding)
-        by_source = _select_by(room_bindings, "channel", "bridge_id", "external_room_id")
-        standing = self._first(RoomBinding, by_source, row)
+        source = _source(binding)
+        by: dict[str, Any] = dict(zip(_SOURCE, source, strict=True))
+        standing = self.find(RoomBinding, **by)
         if standing is None:
             self._require_new_binding(binding)
-            if self._insert(room_bindings, row):
+            if self._insert(room_bindings, _row_of(binding)):
                 return binding
             # Another process was faster; its row is committed, since the insert waited for it.
-            standing = _require_found(self._first(RoomBinding, by_source, row))
+            standing = _require_found(self.find(RoomBinding, **by))
         if standing.room_id == binding.room_id:
             return standing
         raise AlreadyBound(
-            f"{':'.join(_source(binding))} is bound to room {standing.room_id!r} already",
+            f"{':'.join(source)} is bound to room {standing.room_id!r} already",
             standing.room_id,
         )
-
-    def list_room_bindings(self, room_id: str, limit: int, after: str | None) -> list[RoomBinding]:
-        statement = self._of_room(room_bindings, room_id, limit, after)
-        return self._all_of_new(RoomBinding, statement)
-
-    def delete_room_binding(self, binding_id: str) -> None:
-        self._delete(room_bindings, f"no RoomBinding {binding_id!r}", id=binding_id)
-
-    def _require_new_binding(self, binding: RoomBinding) -> None:
-        by_id = _select_by(room_bindings, "id")
-        other = self._first(RoomBinding, by_id, {"id": binding.id})
-        if other is not None:
-            raise AlreadyBound(
-                f"binding {binding.id!r} binds room {other.room_id!r} already", other.room_id
-            )
 
     def _bound_rooms(
         self, sources: Collection[_Key], *, key_share: bool = False
     ) -> dict[_Key, Room]:
         """The rooms to which external rooms are bound."""
-        by = ("channel", "bridge_id", "external_room_id")
-        rows = self._find(room_bindings, sources, ("room_id", *by), by)
+        rows = self._find(room_bindings, sources, ("room_id", *_SOURCE), _SOURCE)
         return self._referred(Room, rows, key_share=key_share)
 
     # -- directory -------------------------------------------------------------------------------
@@ -401,7 +346,9 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     def _directory(
         self, table: sa.Table, query: DirectoryQuery, limit: int, after: str | None
     ) -> sa.Select[Any]:
-        statement = _page(table, table.c.id, limit, after)
+        statement = _documents(table).order_by(table.c.id).limit(limit)
+        if after is not None:
+            statement = statement.where(table.c.id > after)
         if query.id is not None:
             statement = statement.where(table.c.id == query.id)
         if query.name is not None:
@@ -410,7 +357,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             statement = statement.where(position > 0)
         return statement
 
-    # -- onboarding, bridges, policies, subscriptions ----------------------------------------------
+    # -- onboarding ------------------------------------------------------------------------------
 
     def save_onboarding(self, onboarding_id: str, flow: OnboardingFlow) -> OnboardingFlow:
         self._upsert(onboarding_flows, {"id": onboarding_id, "document": dump_model(flow)})
@@ -421,53 +368,6 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         if not rows:
             raise NotFound(f"no onboarding flow {onboarding_id!r}")
         return load_model(dict, onboarding_flows.name, onboarding_id, rows[0][0])
-
-    def save_bridge_config(self, config: BridgeConfig) -> BridgeConfig:
-        return self._save(config)
-
-    def get_bridge_config(self, bridge_id: str) -> BridgeConfig:
-        return self._get(BridgeConfig, id=bridge_id)
-
-    def list_bridge_configs(
-        self, limit: int, after: str | None, enabled: bool | None
-    ) -> list[BridgeConfig]:
-        statement = _page(bridge_configs, bridge_configs.c.id, limit, after)
-        if enabled is not None:
-            statement = statement.where(bridge_configs.c.enabled == enabled)
-        return self._all_of_new(BridgeConfig, statement)
-
-    def delete_bridge_config(self, bridge_id: str) -> None:
-        self._delete(bridge_configs, f"no BridgeConfig {bridge_id!r}", id=bridge_id)
-
-    def save_routing_policy(self, policy: RoutingPolicy) -> RoutingPolicy:
-        self._require_room(policy.room_id)
-        return self._save(policy)
-
-    def get_routing_policy(self, room_id: str) -> RoutingPolicy:
-        return self._get(RoutingPolicy, f"no routing policy of room {room_id!r}", room_id=room_id)
-
-    def delete_routing_policy(self, room_id: str) -> None:
-        missing = f"no routing policy of room {room_id!r}"
-        self._delete(routing_policies, missing, room_id=room_id)
-
-    def save_ingress_subscription(self, subscription: IngressSubscription) -> IngressSubscription:
-        return self._save(subscription)
-
-    def list_ingress_subscriptions(
-        self, bridge_id: str, limit: int, after: str | None, status: str | None
-    ) -> list[IngressSubscription]:
-        column = ingress_subscriptions.c.subscription_id
-        statement = _page(ingress_subscriptions, column, limit, after).where(
-            ingress_subscriptions.c.bridge_id == bridge_id
-        )
-        if status is not None:
-            statement = statement.where(ingress_subscriptions.c.status == status)
-        return self._all_of_new(IngressSubscription, statement)
-
-    def delete_ingress_subscription(self, bridge_id: str, subscription_id: str | None) -> None:
-        missing = f"bridge {bridge_id!r} has no subscription {subscription_id!r}"
-        key = {"bridge_id": bridge_id, "subscription_id": subscription_id or ""}
-        self._delete(ingress_subscriptions, missing, **key)
 
     # -- as a whole ------------------------------------------------------------------------------
 
@@ -606,7 +506,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         rows = self._find(threads, candidates, ("document", "id", *by, "inserted_at_us"), by)
         # Of several, the newest.
         rows = sorted(rows, key=itemgetter(4, 1))
-        thread_of = {tuple(row[2:4]): _load(Thread, threads, row) for row in rows}
+        thread_of = {tuple(row[2:4]): _load(Thread, row) for row in rows}
         for key in candidates.keys() - thread_of.keys():
             thread_of[key] = self._get_or_create_thread(*key, candidates[key])
         return thread_of
@@ -628,19 +528,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _get_or_create_thread(self, room_id: str, external_id: str, candidate: Thread) -> Thread:
         self._lock("thread", room_id, external_id)
-        by_external_id = _select_by(threads, "room_id", "external_thread_id")
-        key = {"room_id": room_id, "external_thread_id": external_id}
-        thread = self._first(Thread, by_external_id, key)
-        return thread or self._save(replace(candidate, room_id=room_id))
+        thread = self.find(Thread, room_id=room_id, external_thread_id=external_id)
+        return thread or self.save(replace(candidate, room_id=room_id))
 
     def _standing(self, inbound: Inbound) -> Message:
         """The message that an insert has met."""
         found = None
         if inbound.key is not None:
-            by_key = _select_by(messages, "inbound_key")
-            found = self._first(Message, by_key, {"inbound_key": inbound.key})
-        by_id = _select_by(messages, "id")
-        return found or _require_found(self._first(Message, by_id, {"id": inbound.message.id}))
+            found = self.find(Message, inbound_key=inbound.key)
+        return found or _require_found(self.find(Message, id=inbound.message.id))
 
     def counts(self) -> dict[str, int]:
         return {
@@ -659,7 +555,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             last = sa.tuple_(*(sa.literal(part) for part in after.split("\0")))
             statement = statement.where(position < last if newest_first else position > last)
         rows = self._execute_new(statement)
-        return [("\0".join(row[1:]), _load(KINDS[kind], table, row)) for row in rows]
+        return [("\0".join(row[1:]), _load(KINDS[kind], row)) for row in rows]
 
     def newest_messages(self, limit: int) -> list[Message]:
         order = (messages.c.inserted_at_us.desc(), messages.c.id.desc())
@@ -706,7 +602,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         table = _TABLE_OF[kind]
         ids = {(row[0],) for row in rows}
         found = {
-            row[1]: _load(kind, table, row)
+            row[1]: _load(kind, row)
             for row in self._find(table, ids, ("document", "id"), key_share=key_share)
         }
         return {tuple(key): found[model_id] for model_id, *key in rows if model_id in found}
@@ -716,55 +612,17 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         keys = {(room_id,) for room_id in room_ids}
         return {row[0] for row in self._find(rooms, keys, ("id",), key_share=True)}
 
-    def _all(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> list[M]:
-        table = _TABLE_OF[kind]
-        return [_load(kind, table, row) for row in self._execute(statement, parameters).rows]
-
     def _all_of_new(self, kind: type[M], statement: Any) -> list[M]:
-        return [_load(kind, _TABLE_OF[kind], row) for row in self._execute_new(statement)]
+        return [_load(kind, row) for row in self._execute_new(statement)]
 
-    def _first(self, kind: type[M], statement: Any, parameters: Mapping[str, Any]) -> M | None:
-        found = self._all(kind, statement, parameters)
-        return found[0] if found else None
-
-    def _get(self, kind: type[M], missing: str = "", **key: str) -> M:
-        """The model with a key, the newest of several; `missing` is the error if there is none."""
-        found = self._first(kind, _select_by(_TABLE_OF[kind], *key), key)
-        if found is None:
-            raise NotFound(missing or f"no {kind.__name__} {key['id']!r}")
-        return found
-
-    def _locked(self, kind: type[Model]) -> sa.Select[Any]:
-        """Selects a model by its id; nobody else may change it until the transaction ends."""
-        return self.database.for_update(_select_by(_TABLE_OF[kind], "id"))
-
-    def _save(self, model: M) -> M:
-        self._upsert(_TABLE_OF[kind_of(model)], _row_of(model))
-        return model
-
-    def _instant(self, table: sa.Table, room_id: str, model_id: str) -> int:
+    def _instant(self, kind: type[Model], room_id: str, model_id: str) -> int:
         """When a message, thread or binding of a room was inserted, in microseconds."""
-        rows = self._find(table, [(room_id, model_id)], ("inserted_at_us",), ("room_id", "id"))
+        key = [(room_id, model_id)]
+        rows = self._find(_TABLE_OF[kind], key, ("inserted_at_us",), ("room_id", "id"))
         if not rows:
-            raise NotFound(f"room {room_id!r} has no {_KIND_OF[table].__name__} {model_id!r}")
+            raise not_found(kind, room_id=room_id, id=model_id)
         instant: int = rows[0][0]
         return instant
-
-    def _of_room(
-        self, table: sa.Table, room_id: str, limit: int, after: str | None
-    ) -> sa.Select[Any]:
-        """The first of a room by time and id."""
-        order = (table.c.inserted_at_us, table.c.id)
-        statement = _documents(table).where(table.c.room_id == room_id)
-        if after is not None:
-            last = (self._instant(table, room_id, after), after)
-            statement = statement.where(sa.tuple_(*order) > sa.tuple_(*map(sa.literal, last)))
-        return statement.order_by(*order).limit(limit)
-
-    def _require_room(self, room_id: str) -> None:
-        """Refuse an unknown room; a known one stays until the transaction ends."""
-        if not self._known_rooms([room_id]):
-            raise NotFound(f"no Room {room_id!r}")
 
     def _lock(self, *key: str) -> None:
         """Hold a lock among all transactions until this one ends."""
@@ -778,10 +636,6 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         """Insert rows unless they meet a constraint; the ids of those that were inserted."""
         given = [{**row, "namespace": self.namespace} for row in rows]
         return {key[1] for key in self.database.insert_absent(table, given)}
-
-    def _delete(self, table: sa.Table, missing: str, **key: str) -> None:
-        if self._execute(_delete_by(table, *key), key).rowcount == 0:
-            raise NotFound(missing)
 
 
 def _require_found(found: M | None) -> M:
@@ -827,12 +681,6 @@ def _select_by(table: sa.Table, *names: str) -> sa.Select[Any]:
 @cache
 def _count(table: sa.Table) -> sa.Select[Any]:
     return sa.select(sa.func.count()).select_from(table).where(*_is_given(table))
-
-
-def _page(table: sa.Table, column: sa.Column[str], limit: int, after: str | None) -> sa.Select[Any]:
-    """The first rows by `column`, behind `after`."""
-    statement = _documents(table).order_by(column).limit(limit)
-    return statement if after is None else statement.where(column > after)
 
 
 @cache
@@ -901,7 +749,9 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
 
 _TABLES = {kind: rooms.metadata.tables[f"trunkline_{kind}"] for kind in KINDS}
 _TABLE_OF = {KINDS[kind]: table for kind, table in _TABLES.items()}
-_KIND_OF = {table: kind for kind, table in _TABLE_OF.items()}
+
+#: The columns of an external room.
+_SOURCE = ("channel", "bridge_id", "external_room_id")
 
 
 def _row_of(model: Model) -> dict[str, Any]:
@@ -952,11 +802,12 @@ def _microseconds(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def _load(kind: type[M], table: sa.Table, row: Sequence[Any]) -> M:
+def _load(kind: type[M], row: Sequence[Any]) -> M:
     """The model of a row that begins with a document and its key."""
     try:
         return decode_document(kind, row[0])
     except UNREADABLE:
+        table = _TABLE_OF[kind]
         key = row[1 : len(table.primary_key)]
         return load_model(kind, table.name, key[0] if len(key) == 1 else tuple(key), row[0])
 
