@@ -512,13 +512,13 @@ NAMESPACES = ["default", "Default", "a", "a:b", "{a}", "}a{", "a}:fsm:", "100 %"
 async def test_stores_of_two_namespaces_never_see_each_others_conversations(shared_url):
     clock, told = ManualClock(SEVENTIES_MS), []
     stores = [
-        FSMStore(shared_url, namespace=name, clock=clock, sweep_interval_ms=1_000)
+        FSMStore(shared_url, namespace=name, clock=clock, sweep_interval_ms=600_000)
         for name in NAMESPACES
     ]
     async with AsyncExitStack() as stack:
         for name, store in zip(NAMESPACES, stores, strict=True):
             await stack.enter_async_context(store)
-            await store.init(BOT, ttl_ms=500)
+            await store.init(BOT, ttl_ms=60_000)
             await store.set_state(BOT, KEY, FSMState(name, None, {"namespace": name}))
         for name, store in zip(NAMESPACES, stores, strict=True):
             assert await store.get_state(BOT, KEY) == FSMState(name, None, {"namespace": name})
@@ -527,7 +527,7 @@ async def test_stores_of_two_namespaces_never_see_each_others_conversations(shar
             assert summary == {(BOT, Step(None, name)): 1}
         await stores[0].clear(BOT, KEY)
         stores[1].events.subscribe(told.append)
-        clock.advance_ms(600)
+        clock.advance_ms(61_000)
         if not shared_url.startswith("valkey"):
             assert [len(await store._write(None, FSMAdapter.sweep, 10)) for store in stores] == [
                 0,
