@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from trunkline.observe import Event, Events
 from trunkline.routing.key import SessionKey
@@ -127,26 +127,15 @@ class RouterGaveUp(Event, frozen=True, kw_only=True):
 
 def publish_resolution(events: Events, instance: str, resolution: Resolution) -> None:
     """Publish the events of a `resolve` that found a route."""
+    common: dict[str, Any] = {
+        "instance": instance,
+        "partition": resolution.partition,
+        "session_key": resolution.session_key,
+        "source": resolution.source,
+        "reason": resolution.fallback_reason,
+        "stale": resolution.stale,
+    }
     if resolution.fallback_reason is not None:
-        events.publish(
-            RouteFallback(
-                instance=instance,
-                partition=resolution.partition,
-                session_key=resolution.session_key,
-                source=resolution.source,
-                reason=resolution.fallback_reason,
-                stale=resolution.stale,
-            )
-        )
-    events.publish(
-        RouteResolved(
-            instance=instance,
-            partition=resolution.partition,
-            session_key=resolution.session_key,
-            outcome="fallback" if resolution.fallback else "hit",
-            source=resolution.source,
-            reason=resolution.fallback_reason,
-            fallback=resolution.fallback,
-            stale=resolution.stale,
-        )
-    )
+        events.publish(RouteFallback(**common))
+    outcome: Literal["hit", "fallback"] = "fallback" if resolution.fallback else "hit"
+    events.publish(RouteResolved(**common, outcome=outcome, fallback=resolution.fallback))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from trunkline.actors import Actor, Clock
 from trunkline.errors import NoRoute, RouteExpired, RouteNotFound
 from trunkline.observe import Events
 from trunkline.routing.events import (
+    PartitionEvent,
     RouteDeleted,
     RouteEvicted,
     RouteResolved,
@@ -70,15 +71,7 @@ class Partition(Actor):
         self._counters.sets += 1
         evicted = self._note_evicted() if table.evicted else 0
         if self._events.subscribers:
-            self._events.publish(
-                RouteSet(
-                    instance=self._instance,
-                    partition=self._index,
-                    session_key=key,
-                    evicted=evicted,
-                    entries=len(table),
-                )
-            )
+            self._publish(RouteSet, session_key=key, evicted=evicted, entries=len(table))
 
     def set_many(self, routes: Mapping[SessionKey, Route], ttl_ms: int | None = None) -> None:
         for key, route in routes.items():
@@ -136,15 +129,7 @@ class Partition(Actor):
         if not self._table.remove(key):
             return False
         self._counters.deletes += 1
-        if self._events.subscribers:
-            self._events.publish(
-                RouteDeleted(
-                    instance=self._instance,
-                    partition=self._index,
-                    session_key=key,
-                    entries=len(self._table),
-                )
-            )
+        self._publish(RouteDeleted, session_key=key, entries=len(self._table))
         return True
 
     def keys(self) -> list[SessionKey]:
@@ -162,7 +147,7 @@ class Partition(Actor):
         self._counters.pruned += len(removed)
         if self._events.subscribers:
             for key in removed:
-                self._publish_stale(key, "prune")
+                self._publish(RouteStale, session_key=key, reason="prune")
         return len(removed), more
 
     def _is_current(self, key: SessionKey, entry: Entry) -> bool:
@@ -204,16 +189,7 @@ class Partition(Actor):
             reason: FallbackReason = "stale" if stale else "miss"
             return self._by_fallback(key, fallback, "provided_fallback", stale, reason)
         self._counters.misses += 1
-        if self._events.subscribers:
-            self._events.publish(
-                RouteResolved(
-                    instance=self._instance,
-                    partition=self._index,
-                    session_key=key,
-                    outcome="miss",
-                    stale=stale,
-                )
-            )
+        self._publish(RouteResolved, session_key=key, outcome="miss", stale=stale)
         raise NoRoute(f"no route for {str(key)!r}, and no valid fallback")
 
     def _by_fallback(
@@ -243,30 +219,19 @@ class Partition(Actor):
         if entry.expires_at_ms > now:
             return False
         self._counters.stale += 1
-        if self._events.subscribers:
-            self._publish_stale(key, "read")
+        self._publish(RouteStale, session_key=key, reason="read")
         return True
-
-    def _publish_stale(self, key: SessionKey, reason: Literal["read", "prune"]) -> None:
-        self._events.publish(
-            RouteStale(
-                instance=self._instance, partition=self._index, session_key=key, reason=reason
-            )
-        )
 
     def _note_evicted(self) -> int:
         """Count and publish what the table evicted; how many records that were."""
         evicted, self._table.evicted = self._table.evicted, []
         self._counters.evicted += len(evicted)
         if self._events.subscribers:
+            entries = len(self._table)
             for key, entry in evicted:
-                self._events.publish(
-                    RouteEvicted(
-                        instance=self._instance,
-                        partition=self._index,
-                        session_key=key,
-                        route=entry.route,
-                        entries=len(self._table),
-                    )
-                )
+                self._publish(RouteEvicted, session_key=key, route=entry.route, entries=entries)
         return len(evicted)
+
+    def _publish(self, kind: type[PartitionEvent], **fields: Any) -> None:
+        if self._events.subscribers:
+            self._events.publish(kind(instance=self._instance, partition=self._index, **fields))

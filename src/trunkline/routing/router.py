@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import Any, NoReturn, Self
@@ -31,7 +32,7 @@ from trunkline.errors import (
     PartitionUnavailable,
     RestartIntensityExceeded,
 )
-from trunkline.observe import Events
+from trunkline.observe import Event, Events
 from trunkline.routing.events import (
     PartitionCrashed,
     PartitionRestarted,
@@ -382,8 +383,7 @@ class SessionRouter(Service):
         return RouterStats(PartitionStats.sum(partitions), partitions)
 
     def _partition_stats(self, index: int) -> PartitionStats:
-        counters, ref = self._counters[index], self._refs[index]
-        counted = {name: getattr(counters, name) for name in Counters.__slots__}
+        ref, counted = self._refs[index], asdict(self._counters[index])
         capacity = self.config.max_entries_per_partition
         if ref is None:
             return PartitionStats(capacity=capacity, **counted)
@@ -450,15 +450,9 @@ class SessionRouter(Service):
             pruned += removed
             if more:
                 await checkpoint()
-        if pruned and self.events.subscribers:
-            self.events.publish(
-                RoutesPruned(
-                    instance=self.name,
-                    partition=index,
-                    count=pruned,
-                    entries=ref.peek(len, 0),
-                )
-            )
+        if pruned:
+            entries = ref.peek(len, 0)
+            self._publish(RoutesPruned, partition=index, count=pruned, entries=entries)
         return pruned
 
     async def _resolve_queued(
@@ -510,16 +504,12 @@ class SessionRouter(Service):
 
     def _note_unavailable(self, index: int, key: SessionKey) -> None:
         self._counters[index].misses += 1
+        why = {"outcome": "miss", "reason": "session_unavailable"}
+        self._publish(RouteResolved, partition=index, session_key=key, **why)
+
+    def _publish(self, kind: type[Event], **fields: Any) -> None:
         if self.events.subscribers:
-            self.events.publish(
-                RouteResolved(
-                    instance=self.name,
-                    partition=index,
-                    session_key=key,
-                    outcome="miss",
-                    reason="session_unavailable",
-                )
-            )
+            self.events.publish(kind(instance=self.name, **fields))
 
     async def _call(self, index: int, handler: Any, *args: Any) -> Any:
         """Call a partition; raise `PartitionUnavailable` if it does not answer."""
@@ -556,25 +546,14 @@ class _Listener:
         }
 
     def actor_crashed(self, name: str, error: Exception) -> None:
-        if self._router.events.subscribers:
-            self._router.events.publish(
-                PartitionCrashed(
-                    instance=self._router.name, partition=self._indexes[name], error=error
-                )
-            )
+        self._router._publish(PartitionCrashed, partition=self._indexes[name], error=error)
 
     def actor_restarted(self, name: str, restarts: int) -> None:
-        if self._router.events.subscribers:
-            self._router.events.publish(
-                PartitionRestarted(
-                    instance=self._router.name, partition=self._indexes[name], restarts=restarts
-                )
-            )
+        self._router._publish(PartitionRestarted, partition=self._indexes[name], restarts=restarts)
 
     def supervisor_gave_up(self, error: RestartIntensityExceeded) -> None:
         self._router._gave_up = error
-        if self._router.events.subscribers:
-            self._router.events.publish(RouterGaveUp(instance=self._router.name, error=error))
+        self._router._publish(RouterGaveUp, error=error)
 
 
 def _partition_name(router_name: str, index: int) -> str:

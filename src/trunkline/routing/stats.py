@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 
 __all__ = ("Counters", "PartitionStats", "RouterStats")
 
 
+@dataclass(slots=True, eq=False)
 class Counters:
     """The counts of a partition. They outlive its incarnations."""
 
-    __slots__ = (
-        "deletes",
-        "evicted",
-        "hits",
-        "misses",
-        "provided_fallbacks",
-        "pruned",
-        "sets",
-        "stale",
-        "thread_fallbacks",
-    )
-
-    def __init__(self) -> None:
-        self.hits = 0
-        self.thread_fallbacks = 0
-        self.provided_fallbacks = 0
-        self.misses = 0
-        self.stale = 0
-        self.evicted = 0
-        self.pruned = 0
-        self.sets = 0
-        self.deletes = 0
+    hits: int = 0
+    thread_fallbacks: int = 0
+    provided_fallbacks: int = 0
+    misses: int = 0
+    stale: int = 0
+    evicted: int = 0
+    pruned: int = 0
+    sets: int = 0
+    deletes: int = 0
 
 
 class PartitionStats(msgspec.Struct, frozen=True, kw_only=True):
