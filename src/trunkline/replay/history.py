@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -16,14 +16,12 @@ from msgspec.structs import replace
 from xxhash import xxh3_128_intdigest
 
 from trunkline.actors.task_group import open_task_group
-from trunkline.errors import InvalidModel, TrunklineError
+from trunkline.errors import InvalidModel
 from trunkline.persistence import PersistenceStore
 from trunkline.persistence.inbound import new_inbound
 from trunkline.replay.log import ChatMessage
 
 __all__ = ("History", "Stored")
-
-T = TypeVar("T")
 
 #: Concurrent calls: the store commits them together.
 _IN_FLIGHT = 256
@@ -134,9 +132,19 @@ class History(AsyncContextManagerMixin):
         self._after = await self._store.counts()
 
     async def _save_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = iter(self._waiting), []
+
+        async def save_in_turn() -> None:
+            for one in waiting:
+                await self._save_one(one)
+
         started = perf_counter()
-        await _at_once(self._save_one, waiting)
+        try:
+            async with open_task_group() as task_group:
+                for _ in range(_IN_FLIGHT):
+                    task_group.start_soon(save_in_turn)
+        except ExceptionGroup as group:  # calls that are committed together fail together
+            raise group.exceptions[0] from None
         self._seconds += perf_counter() - started
 
     async def _save_one(self, waiting: _Waiting) -> None:
@@ -187,27 +195,6 @@ class _Instant:
         number = self._numbers[thing]
         self._numbers[thing] += 1
         return number
-
-
-async def _at_once(function: Callable[[T], Awaitable[None]], items: Collection[T]) -> None:
-    """Call `function` on each item, in this order, many at once; raise the first error."""
-    errors: list[TrunklineError] = []
-    remaining = iter(items)
-
-    async def work() -> None:
-        for item in remaining:
-            try:
-                await function(item)
-            except TrunklineError as error:
-                errors.append(error)
-            if errors:
-                return
-
-    async with open_task_group() as task_group:
-        for _ in range(min(_IN_FLIGHT, len(items))):
-            task_group.start_soon(work)
-    if errors:
-        raise errors[0]
 
 
 def _timed_id(at_ms: int, number: int) -> str:

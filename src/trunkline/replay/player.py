@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter, perf_counter_ns
 
@@ -10,8 +11,6 @@ import anyio
 import msgspec
 
 from trunkline.errors import NoRoute
-from trunkline.replay.conversations import Conversation, UnlimitedTables
-from trunkline.replay.histogram import Histogram
 from trunkline.replay.log import ChatMessage
 from trunkline.replay.report import (
     LateAnswers,
@@ -21,7 +20,7 @@ from trunkline.replay.report import (
     PartitionReport,
     ReplayReport,
 )
-from trunkline.routing import Resolution, RouterConfig, SessionKey, SessionRouter
+from trunkline.routing import Resolution, Route, RouterConfig, SessionKey, SessionRouter
 
 __all__ = ("replay",)
 
@@ -94,16 +93,17 @@ class _Run:
         self.away_seconds = 0.0
         partitions = [router.partition(index) for index in range(router.partition_count)]
         self._partitions = [ref for ref in partitions if ref is not None]
-        self._conversations: dict[SessionKey, Conversation] = {}
-        self._unlimited = UnlimitedTables(router.config)
+        self._conversations: dict[SessionKey, _Conversation] = {}
+        self._unlimited = _UnlimitedTables(router.config)
         self._next_prune_ms = 0
         self._messages = 0
         self._first_ms = 0
         self._out_of_order = 0
         self._replies: Counter[str] = Counter()
         self._late_answers: Counter[str] = Counter()
-        self._away_ms = Histogram()
-        self._resolve_ns = Histogram()
+        #: The shortest TTL with which each conversation that came back had found its route.
+        self._needed_ttl_ms = _Histogram()
+        self._resolve_ns = _Histogram()
         self._entries = 0
         self._peak_entries = 0
         self._partition_entries = [0] * router.partition_count
@@ -153,27 +153,27 @@ class _Run:
                     self._count_entries(index)
         clock.now_ms = at_ms
 
-    def _add(self, key: SessionKey) -> Conversation:
+    def _add(self, key: SessionKey) -> _Conversation:
         room = None
         if key.thread_id is not None:
             room = self._conversations.get(key.room_scope) or self._add(key.room_scope)
-        conversation = Conversation(key, self._router.route_partition(key), room)
+        conversation = _Conversation(key, self._router.route_partition(key), room)
         self._conversations[key] = conversation
         return conversation
 
-    async def _answer_late(self, conversation: Conversation) -> None:
+    async def _answer_late(self, conversation: _Conversation) -> None:
         now_ms, set_at_ms = self._clock.now_ms, conversation.set_at_ms
         found = await self._resolve(conversation, self._late_answers)
         if set_at_ms is None:
             self._late_answers["new"] += 1
             return
-        self._away_ms.add(now_ms - set_at_ms)
+        self._needed_ttl_ms.add(now_ms - set_at_ms + 1)
         if found is None or found.fallback:
             has_expired = now_ms - set_at_ms >= self._router.config.ttl_ms
             self._late_answers["expired" if has_expired else "evicted"] += 1
 
     async def _resolve(
-        self, conversation: Conversation, outcomes: Counter[str]
+        self, conversation: _Conversation, outcomes: Counter[str]
     ) -> Resolution | None:
         started = perf_counter_ns()
         try:
@@ -186,7 +186,7 @@ class _Run:
         outcomes["thread_fallbacks" if resolution.fallback else "hits"] += 1
         return resolution
 
-    async def _set(self, conversation: Conversation) -> None:
+    async def _set(self, conversation: _Conversation) -> None:
         await self._router.set(conversation.key, conversation.route)
         self._unlimited.set(conversation, self._clock.now_ms)
 
@@ -203,7 +203,7 @@ class _Run:
         stats = self._router.stats()
         total = stats.total
         threads = sum(key.thread_id is not None for key in self._conversations)
-        away_ms, resolve_ns = self._away_ms, self._resolve_ns
+        ttl_ms, resolve_ns = self._needed_ttl_ms.quantile, self._resolve_ns.quantile
         return ReplayReport(
             config=config,
             messages=self._messages,
@@ -226,16 +226,14 @@ class _Run:
             replies=Outcomes(**self._replies),
             late_answers=LateAnswers(**self._late_answers),
             needed_ttl=NeededTtl(
-                p50_ms=_ttl_beyond(away_ms.quantile(0.50)),
-                p90_ms=_ttl_beyond(away_ms.quantile(0.90)),
-                p95_ms=_ttl_beyond(away_ms.quantile(0.95)),
-                p99_ms=_ttl_beyond(away_ms.quantile(0.99)),
-                max_ms=_ttl_beyond(away_ms.quantile(1.0)),
+                p50_ms=ttl_ms(0.50),
+                p90_ms=ttl_ms(0.90),
+                p95_ms=ttl_ms(0.95),
+                p99_ms=ttl_ms(0.99),
+                max_ms=ttl_ms(1.0),
             ),
             resolve=Latency(
-                p50_ns=resolve_ns.quantile(0.50) or 0,
-                p99_ns=resolve_ns.quantile(0.99) or 0,
-                max_ns=resolve_ns.quantile(1.0) or 0,
+                p50_ns=resolve_ns(0.50), p99_ns=resolve_ns(0.99), max_ns=resolve_ns(1.0)
             ),
             partitions=tuple(
                 PartitionReport(
@@ -249,6 +247,82 @@ class _Run:
         )
 
 
-def _ttl_beyond(away_ms: int | None) -> int:
-    """The shortest TTL longer than an absence; 0 without one."""
-    return 0 if away_ms is None else away_ms + 1
+class _Conversation:
+    """A room or thread of the log."""
+
+    __slots__ = ("key", "partition", "room", "route", "set_at_ms")
+
+    #: When its route was last set; `None` if it never was.
+    set_at_ms: int | None
+
+    def __init__(self, key: SessionKey, partition: int, room: _Conversation | None) -> None:
+        self.key = key
+        self.partition = partition
+        self.room = self if room is None else room
+        self.set_at_ms = None
+        self.route = Route(
+            key.room_id,
+            channel_type=key.channel,
+            bridge_id=key.bridge_id,
+            room_id=key.room_id,
+            thread_id=key.thread_id,
+        )
+
+
+class _UnlimitedTables:
+    """The routes that partitions of unlimited capacity would hold, in the order of their sets."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        #: The highest number of routes in each partition so far.
+        self.peaks = [0] * config.partition_count
+        self._counts = [0] * config.partition_count
+        self._lifetime_ms = config.ttl_ms + config.stale_retention_ms
+        self._by_age: OrderedDict[_Conversation, None] = OrderedDict()
+
+    def set(self, conversation: _Conversation, now_ms: int) -> None:
+        conversation.set_at_ms = now_ms
+        if conversation in self._by_age:
+            self._by_age.move_to_end(conversation)
+            return
+        self._by_age[conversation] = None
+        index = conversation.partition
+        self._counts[index] += 1
+        self.peaks[index] = max(self.peaks[index], self._counts[index])
+
+    def prune(self, now_ms: int) -> bool:
+        """Prune, and return whether anything has expired."""
+        set_before_ms = now_ms - self._lifetime_ms
+        pruned = False
+        while self._by_age:
+            oldest = next(iter(self._by_age))
+            if oldest.set_at_ms > set_before_ms:  # type: ignore[operator]
+                break
+            del self._by_age[oldest]
+            self._counts[oldest.partition] -= 1
+            pruned = True
+        return pruned
+
+
+class _Histogram:
+    """Counts of whole numbers, in buckets less than 1 % wide: a few kilobytes for any log."""
+
+    def __init__(self) -> None:
+        # By the largest number of each bucket.
+        self._counts: Counter[int] = Counter()
+        self._largest = 0
+
+    def add(self, number: int) -> None:
+        # A bucket is chosen by the eight highest bits; numbers up to 255 have one each.
+        shift = max(number.bit_length() - 8, 0)
+        self._counts[((number >> shift) + 1 << shift) - 1] += 1
+        if number > self._largest:
+            self._largest = number
+
+    def quantile(self, part: float) -> int:
+        """The number that `part` of all numbers do not exceed; 0 without numbers."""
+        remaining = math.ceil(part * self._counts.total())
+        for number, count in sorted(self._counts.items()):
+            remaining -= count
+            if remaining <= 0:
+                return min(number, self._largest)
+        return 0

@@ -92,11 +92,12 @@ class PartitionReport(msgspec.Struct, frozen=True, kw_only=True):
     evicted: int
 
 
-class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayReport(Outcomes, frozen=True, kw_only=True):
     """How the routing of a log went.
 
     Every message is one set of its room's route, one more of its thread's where it has one, and
-    two resolves: a late answer just before it, and the reply just after it.
+    two resolves: a late answer just before it, and the reply just after it. The outcomes are those
+    of both.
     """
 
     #: The settings that the log was replayed with.
@@ -119,12 +120,6 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     messages_per_second: int
     #: Resolves, late answers and replies together.
     resolves: int
-    #: Resolves that found the conversation's own route.
-    hits: int
-    #: Resolves that found only the room's route for a thread.
-    thread_fallbacks: int
-    #: Resolves that found nothing.
-    misses: int
     #: Expired entries that a resolve found.
     stale: int
     #: Routes set.
