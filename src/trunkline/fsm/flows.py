@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
 from typing import Any, Literal, TypeAlias
 
+import msgspec
+
 from trunkline.actors.log import Log
 from trunkline.backends.codec import Key
 from trunkline.errors import ConfigurationError, TransitionError
@@ -72,25 +74,15 @@ class Flow:
         return state is not None and following in self.transitions.get(state, ())
 
 
-class InvalidTransition:
+class InvalidTransition(msgspec.Struct, frozen=True):
     """A step that no flow declares: the argument of a policy function."""
 
-    __slots__ = ("flow", "from_state", "key", "to_flow", "to_state")
-
-    def __init__(
-        self,
-        flow: str | None,
-        from_state: str | None,
-        to_state: str,
-        key: Key,
-        to_flow: str | None = None,
-    ) -> None:
-        self.flow = flow
-        self.from_state = from_state
-        self.to_state = to_state
-        self.key = key
-        #: The flow that was to be started; `None` for a step within a flow.
-        self.to_flow = to_flow
+    flow: str | None
+    from_state: str | None
+    to_state: str
+    key: Key
+    #: The flow that was to be started; `None` for a step within a flow.
+    to_flow: str | None = None
 
     def __str__(self) -> str:
         if self.to_flow is not None:
@@ -184,7 +176,7 @@ class FSMContext:
         """
         flow = self._flow(name)
         begun = FSMState(flow.initial, flow.name, dict(data or {}))
-        standing = await self._stored() or FSMState()
+        standing = await self._stored()
         while standing.flow in (None, name):
             changed = await self.store.compare_and_set(
                 self.bot_name, self.key, standing, begun, keep_data=False
@@ -207,7 +199,7 @@ class FSMContext:
         Raises:
             TransitionError: the step is not declared, and the policy is to raise.
         """
-        standing = await self._stored() or FSMState()
+        standing = await self._stored()
         while standing.flow in self._flows and self._flows[standing.flow].allows(
             standing.state, state
         ):
@@ -226,13 +218,11 @@ class FSMContext:
 
     async def get_state(self) -> str | None:
         """The state; `None` where there is none."""
-        standing = await self._stored()
-        return None if standing is None else standing.state
+        return (await self._stored()).state
 
     async def get_flow(self) -> str | None:
         """The name of the active flow; `None` where there is none."""
-        standing = await self._stored()
-        return None if standing is None else standing.flow
+        return (await self._stored()).flow
 
     async def get_data(self) -> dict[Any, Any]:
         """The data; empty where there is none."""
@@ -248,8 +238,8 @@ class FSMContext:
         """End the flow: no flow, no state, no data."""
         await self.store.clear(self.bot_name, self.key)
 
-    async def _stored(self) -> FSMState | None:
-        return await self.store.get_state(self.bot_name, self.key)
+    async def _stored(self) -> FSMState:
+        return await self.store.get_state(self.bot_name, self.key) or FSMState()
 
     def _flow(self, name: str) -> Flow:
         try:

@@ -1,7 +1,7 @@
 """Signal: the key families of the Signal protocol, with transactions."""
 
 from trunkline.signal.adapter import SignalAdapter
-from trunkline.signal.families import FAMILIES
+from trunkline.signal.codec import FAMILIES
 from trunkline.signal.store import SignalStore
 from trunkline.signal.transaction import SignalTransaction
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -15,20 +15,17 @@ import msgspec
 from trunkline.actors import RestartPolicy
 from trunkline.actors.task_group import open_task_group
 from trunkline.backends import AdapterOptions, ConnectionLost, Store, resolve_adapter
-from trunkline.backends.cipher import Cipher, EncryptionKey
-from trunkline.backends.codec import Unstorable, decode, encode
+from trunkline.backends.cipher import EncryptionKey
 from trunkline.backends.locks import Lock
 from trunkline.errors import (
     CallTimeout,
     ConfigurationError,
     StoreUnavailable,
     TransactionConflict,
-    UnreadableRecord,
 )
-from trunkline.signal.adapter import Commit, KeyName, SignalAdapter, Versioned, unreadable
-from trunkline.signal.families import FAMILIES
+from trunkline.signal.adapter import Commit, SignalAdapter
+from trunkline.signal.codec import EntryCodec
 from trunkline.signal.transaction import SignalTransaction
-from trunkline.validation import text_problem
 
 __all__ = ("SignalStore",)
 
@@ -36,12 +33,6 @@ R = TypeVar("R")
 
 #: store → the open transaction of this task.
 _running: ContextVar[Mapping[int, SignalTransaction]] = ContextVar("trunkline_signal", default={})  # noqa: B039
-
-#: The first byte of a stored value.
-_PLAIN, _ENCRYPTED = b"\0", b"\1"
-
-#: The longest name that every database can index, in bytes of UTF-8.
-_MAX_NAME = 1_000
 
 #: The longest wait between two attempts of `transact`, in seconds.
 _LONGEST_WAIT = 0.25
@@ -111,10 +102,7 @@ class SignalStore(Store[SignalAdapter]):
             max_batch=max_batch,
             restart_policy=restart_policy,
         )
-        self._codec = _Codec(
-            FAMILIES | _registered(families),
-            None if encryption_key is None else Cipher(encryption_key),
-        )
+        self._codec = EntryCodec(families, encryption_key)
 
     async def get(self, family: str, ids: Iterable[str]) -> dict[str, Any]:
         """The values of `ids` in a family; absent ones are left out.
@@ -127,7 +115,7 @@ class SignalStore(Store[SignalAdapter]):
         names = self._codec.names(family, ids)
         if not names:
             return {}
-        found = await self._read_versions(names)
+        found = await self._read(SignalAdapter.get, names)
         return {
             name.id: self._codec.decode(name, found[name].value) for name in names if name in found
         }
@@ -242,7 +230,7 @@ class SignalStore(Store[SignalAdapter]):
             yield outer
             return
         async with self._hold(f"transaction:{key}", timeout_ms) as lock:
-            tx = SignalTransaction(key, lock, self._read_versions, self._read_names, self._codec)
+            tx = SignalTransaction(key, lock, self._read, self._codec)
             token = _running.set({**_running.get(), id(self): tx})
             try:
                 yield tx
@@ -293,111 +281,10 @@ class SignalStore(Store[SignalAdapter]):
                 "another transaction has changed what this one has touched; nothing was stored"
             )
 
-    async def _read_versions(self, names: Collection[KeyName]) -> dict[KeyName, Versioned]:
-        return await self._read(SignalAdapter.get, names)
-
-    async def _read_names(self) -> Collection[KeyName]:
-        return await self._read(SignalAdapter.names)
-
     def _current(self) -> SignalTransaction | None:
         tx = _running.get().get(id(self))
         # A task that was started inside a transaction may run longer than it.
         return tx if tx is not None and tx.is_open else None
-
-
-class _Undecryptable(UnreadableRecord, ConfigurationError):
-    """A value that was encrypted with another key, or is damaged: both look the same."""
-
-
-class _Codec:
-    """Names and values as a database keeps them."""
-
-    def __init__(self, families: frozenset[str], cipher: Cipher | None) -> None:
-        self._families = families
-        self._cipher = cipher
-
-    def lock(self, key: str) -> str:
-        return _require_text("the key of a transaction", key)
-
-    def names(self, family: str, ids: Iterable[str]) -> list[KeyName]:
-        self._check_family(family)
-        if isinstance(ids, str | bytes):
-            raise ConfigurationError(f"ids of {family} are a list of strings, not one string")
-        names = (KeyName(family, _require_text(f"an id of {family}", one)) for one in ids)
-        return list(dict.fromkeys(names))
-
-    def changes(self, data: Mapping[str, Mapping[str, Any]]) -> dict[KeyName, bytes | None]:
-        if not isinstance(data, Mapping):
-            raise ConfigurationError(f"set() takes a map, not {type(data).__name__}")
-        changes: dict[KeyName, bytes | None] = {}
-        for family, values in data.items():
-            self._check_family(family)
-            if not isinstance(values, Mapping):
-                raise ConfigurationError(
-                    f"{family} takes a map of values by id, not {type(values).__name__}"
-                )
-            for entry_id, value in values.items():
-                name = KeyName(family, _require_text(f"an id of {family}", entry_id))
-                changes[name] = None if value is None else self._encode(name, value)
-        return changes
-
-    def decode(self, name: KeyName, encoded: bytes) -> Any:
-        mark, payload = encoded[:1], encoded[1:]
-        if mark == _ENCRYPTED:
-            payload = self._decrypt(f"{name.family} {name.id!r}", payload)
-        elif mark != _PLAIN:
-            raise unreadable(name)
-        try:
-            return decode(payload)
-        except Exception:
-            pass  # its message may quote the value
-        raise unreadable(name)
-
-    def _decrypt(self, what: str, payload: bytes) -> bytes:
-        if self._cipher is None:
-            raise ConfigurationError(f"{what} is encrypted: give encryption_key=")
-        try:
-            return self._cipher.decrypt(payload.decode("ascii", "replace"), what)
-        except ConfigurationError as error:
-            problem = f"{error}, or is damaged"
-        raise _Undecryptable(problem)
-
-    def _encode(self, name: KeyName, value: object) -> bytes:
-        try:
-            plain = encode(value)
-        except Unstorable as error:
-            raise ConfigurationError(
-                f"{name.family} {name.id!r} cannot be stored: {error}"
-            ) from None
-        if self._cipher is None:
-            return _PLAIN + plain
-        return _ENCRYPTED + self._cipher.encrypt(plain).encode()
-
-    def _check_family(self, family: object) -> None:
-        if not isinstance(family, str):
-            raise ConfigurationError(f"a family is a str, not {type(family).__name__}")
-        if family not in self._families:
-            raise ConfigurationError(
-                f"unknown family {family[:40]!r}: known are {', '.join(sorted(self._families))};"
-                " allow others by families="
-            )
-
-
-def _registered(families: Iterable[str]) -> frozenset[str]:
-    if isinstance(families, str):
-        raise ConfigurationError(f"families= takes a list of names, not one: {families!r}")
-    return frozenset(_require_text("the name of a family", family) for family in families)
-
-
-def _require_text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{what} is a str, not {type(value).__name__}")
-    problem = text_problem(value) if value else "is empty"
-    if problem is None and len(value) * 4 > _MAX_NAME and len(value.encode()) > _MAX_NAME:
-        problem = f"is longer than {_MAX_NAME} bytes"
-    if problem is not None:
-        raise ConfigurationError(f"{what} {problem}, and cannot be stored: {value[:40]!r}")
-    return value
 
 
 def _new_version() -> int:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from trunkline.backends.locks import Lock
-from trunkline.signal.adapter import ABSENT, Commit, KeyName, Versioned
+from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned
+from trunkline.signal.codec import EntryCodec
 
-__all__ = ("SignalTransaction", "TransactionCodec")
+__all__ = ("SignalTransaction",)
 
 R = TypeVar("R")
-
-
-class TransactionCodec(Protocol):
-    """Checks names and turns values into bytes and back."""
-
-    def lock(self, key: str) -> str: ...
-
-    def names(self, family: str, ids: Iterable[str]) -> list[KeyName]: ...
-
-    def changes(self, data: Mapping[str, Mapping[str, Any]]) -> dict[KeyName, bytes | None]: ...
-
-    def decode(self, name: KeyName, encoded: bytes) -> Any: ...
 
 
 class SignalTransaction:
@@ -37,9 +26,8 @@ class SignalTransaction:
         self,
         key: str,
         lock: Lock,
-        read: Callable[[Collection[KeyName]], Awaitable[dict[KeyName, Versioned]]],
-        read_names: Callable[[], Awaitable[Collection[KeyName]]],
-        codec: TransactionCodec,
+        read: Callable[..., Awaitable[Any]],
+        codec: EntryCodec,
     ) -> None:
         #: The key it was begun with.
         self.key = key
@@ -48,7 +36,6 @@ class SignalTransaction:
         #: Whether it has not ended.
         self.is_open = True
         self._read = read
-        self._read_names = read_names
         self._codec = codec
         # What was stored when this transaction first touched it; the commit checks the versions.
         self._seen: dict[KeyName, Versioned | None] = {}
@@ -84,7 +71,7 @@ class SignalTransaction:
         """Delete everything in the store: that touches every entry there is."""
         self._require_open()
         if self._cleared is None:
-            names = await self._read_names()
+            names: Sequence[KeyName] = await self._read(SignalAdapter.names)
             self._require_open()
             await self._touch(names)
             self._cleared = sum(self._seen[name] is not None for name in names)
@@ -129,7 +116,7 @@ class SignalTransaction:
         """See what is stored under `names`, so that a change of it by others is noticed."""
         unseen = [name for name in names if name not in self._seen]
         if unseen:
-            found = await self._read(unseen)
+            found: dict[KeyName, Versioned] = await self._read(SignalAdapter.get, unseen)
             # Tasks that share the transaction may have ended it meanwhile, or have read an entry
             # before this one did: the commit expects the version that was read first.
             self._require_open()
