@@ -178,11 +178,9 @@ class Trunkline(Service):
 
     def stats(self) -> LineStats:
         """The counters of every part at this moment."""
+        stores = (self._persistence, self._fsm, self._signal)
         return LineStats(
-            self.router.stats(),
-            None if self._persistence is None else self._persistence.stats(),
-            None if self._fsm is None else self._fsm.stats(),
-            None if self._signal is None else self._signal.stats(),
+            self.router.stats(), *(None if store is None else store.stats() for store in stores)
         )
 
     # -- a message in, an answer out ---------------------------------------------------------------

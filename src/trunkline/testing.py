@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
 from importlib import import_module
-from itertools import count
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
@@ -72,8 +71,7 @@ class ManualClock:
 
     def __init__(self, start_ms: int = 0) -> None:
         self._now_ms = start_ms
-        self._sleepers: list[tuple[int, int, anyio.Event]] = []
-        self._tie_breaker = count()
+        self._sleepers: list[tuple[int, anyio.Event]] = []
 
     def __call__(self) -> int:
         return self._now_ms
@@ -90,22 +88,21 @@ class ManualClock:
         if duration_ms < 0:
             raise ValueError(f"a monotonic clock cannot go back by {-duration_ms} ms")
         self._now_ms += duration_ms
-        while self._sleepers and self._sleepers[0][0] <= self._now_ms:
-            heapq.heappop(self._sleepers)[2].set()
+        for wake_ms, event in sorted(self._sleepers, key=itemgetter(0)):
+            if wake_ms <= self._now_ms:
+                event.set()
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Sleep until the clock was moved on by `duration_ms`."""
         if duration_ms <= 0:
             await checkpoint()
             return
-        sleeper = (self._now_ms + duration_ms, next(self._tie_breaker), anyio.Event())
-        heapq.heappush(self._sleepers, sleeper)
+        sleeper = (self._now_ms + duration_ms, anyio.Event())
+        self._sleepers.append(sleeper)
         try:
-            await sleeper[2].wait()
+            await sleeper[1].wait()
         finally:
-            if sleeper in self._sleepers:
-                self._sleepers.remove(sleeper)
-                heapq.heapify(self._sleepers)
+            self._sleepers.remove(sleeper)
 
 
 class InjectedCrash(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 try:
     from telegram.ext import Application, BasePersistence, ContextTypes, PersistenceInput
@@ -326,8 +326,8 @@ class _ValueMap:
     def _batch(self, number: int) -> _Batch:
         batch = self._batches.get(number)
         if batch is None:
-            batch = self._batches[number] = _Batch()
-            batch.writing = asyncio.create_task(self._write_next(number))
+            writing = asyncio.create_task(self._write_next(number))
+            batch = self._batches[number] = _Batch({}, writing)
         return batch
 
     async def _write_next(self, number: int) -> None:
@@ -361,13 +361,11 @@ class _ValueMap:
         return (*self._path, number)
 
 
-class _Batch:
+class _Batch(NamedTuple):
     """Changes of one record that are written together."""
 
+    changes: Changes
     writing: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.changes: Changes = {}
 
 
 class _Value:

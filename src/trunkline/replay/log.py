@@ -9,9 +9,10 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from io import BufferedReader, RawIOBase
-from typing import Annotated, Any, BinaryIO, cast
+from io import BufferedReader
+from typing import Annotated, BinaryIO, cast
 
 import msgspec
 
@@ -83,21 +84,14 @@ class ChatLog:
         for source in self._sources:
             name = "standard input" if source == "-" else os.fspath(source)
             try:
-                if source == "-":
-                    yield from self._messages(name, _decompressed(name, _standard_input()))
-                else:
-                    yield from self._file_messages(name)
+                with _opened(source) as file:
+                    self._file = None if self.size is None else file
+                    yield from self._messages(name, _decompressed(name, file))
+                    self._closed_bytes = self.bytes_read
             except OSError as error:
                 self._note_unreadable(name, error.strerror or str(error))
             except (EOFError, zlib.error) as error:
                 self._note_unreadable(name, f"damaged gzip: {error}")
-
-    def _file_messages(self, path: str) -> Iterator[ChatMessage]:
-        with open(path, "rb") as file:
-            self._file = None if self.size is None else file
-            try:
-                yield from self._messages(path, _decompressed(path, file))
-                self._closed_bytes = self.bytes_read
             finally:
                 self._file = None
 
@@ -136,9 +130,6 @@ class ChatLog:
         self._on_problem(f"{name}: {reason}")
 
 
-#: Bytes that are read ahead.
-_BUFFER_BYTES = 1 << 16
-
 #: Bytes of a line at most, so that a file without line ends does not fill the memory.
 _LONGEST_LINE = 1 << 24
 
@@ -158,37 +149,23 @@ def _total_size(sources: Iterable[str | os.PathLike[str]]) -> int | None:
     return total
 
 
-def _standard_input() -> BufferedReader:
+def _opened(source: str | os.PathLike[str]) -> AbstractContextManager[BufferedReader]:
+    if source != "-":
+        return open(source, "rb")
     if sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return cast(BufferedReader, sys.stdin.buffer)
+    return nullcontext(cast(BufferedReader, sys.stdin.buffer))
 
 
 def _decompressed(name: str, file: BufferedReader) -> BinaryIO:
     """`file`, unzipped if its content is gzipped, whatever its name."""
-    start = file.read(2)  # waits for both, unlike a peek at a pipe
-    stream: Any = BufferedReader(_Rejoined(start, file), _BUFFER_BYTES)
-    if start == b"\x1f\x8b":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    start = file.peek(2)[:2]
+    # A pipe may have only one byte so far; no line of JSON begins with this one.
+    if start and b"\x1f\x8b".startswith(start):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
     if start and name.endswith(".gz"):
         raise gzip.BadGzipFile("not a gzip file")
-    return cast(BinaryIO, stream)
-
-
-class _Rejoined(RawIOBase):
-    """A stream with its first bytes, which have been read already."""
-
-    def __init__(self, start: bytes, rest: BufferedReader) -> None:
-        self._start = start
-        self._rest = rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        read, self._start = self._start or self._rest.read1(len(buffer)), b""
-        buffer[: len(read)] = read
-        return len(read)
+    return file
 
 
 def _skip_line(stream: BinaryIO) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar, TypeVarTuple
 
 import msgspec
 from anyio.abc import TaskStatus
@@ -62,6 +62,9 @@ from trunkline.routing.stats import Counters, PartitionStats, RouterStats
 from trunkline.validation import require_non_negative, require_positive
 
 __all__ = ("PruneResult", "RouterConfig", "SessionRouter")
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 # The handlers of the hot path. Looking them up in the class each time would cost some nanoseconds.
 _RESOLVE, _SET = Partition.resolve_held, Partition.set
@@ -251,8 +254,7 @@ class SessionRouter(Service):
         """
         key, index = locate(key, self.partition_count)
         await self._require_up(index)
-        record: RouteRecord = await self._call(index, Partition.get, key)
-        return record
+        return await self._call(index, Partition.get, key)
 
     async def delete(self, key: AnySessionKey) -> bool:
         """Remove the record of `key`; whether there was one, expired or not.
@@ -262,8 +264,7 @@ class SessionRouter(Service):
             PartitionUnavailable: the partition is down and did not come back in time.
         """
         key, index = locate(key, self.partition_count)
-        deleted: bool = await self._call(index, Partition.delete, key)
-        return deleted
+        return await self._call(index, Partition.delete, key)
 
     # -- many keys -------------------------------------------------------------------------------
 
@@ -461,29 +462,25 @@ class SessionRouter(Service):
         """`resolve` through the mailbox, or without the partition if that is down."""
         try:
             await self._require_up(index)
-            resolution: Resolution = await self._call(index, Partition.resolve, key, fallback)
+            return await self._call(index, Partition.resolve, key, fallback)
         except PartitionUnavailable:
             if fallback is None:
                 self._note_unavailable(index, key)
                 raise
             return self._resolve_without(index, key, fallback)
-        return resolution
 
     async def _resolve_part(
         self, index: int, keys: Iterable[SessionKey], fallback: Route | None
     ) -> dict[SessionKey, Resolution]:
         try:
             await self._require_up(index)
-            found: dict[SessionKey, Resolution] = await self._call(
-                index, Partition.resolve_many, tuple(keys), fallback
-            )
+            return await self._call(index, Partition.resolve_many, tuple(keys), fallback)
         except PartitionUnavailable:
             if fallback is None:
                 for key in keys:
                     self._note_unavailable(index, key)
                 return {}
             return {key: self._resolve_without(index, key, fallback) for key in keys}
-        return found
 
     def _resolve_without(self, index: int, key: SessionKey, fallback: Route) -> Resolution:
         """`resolve` while the partition is down."""
@@ -511,7 +508,7 @@ class SessionRouter(Service):
         if self.events.subscribers:
             self.events.publish(kind(instance=self.name, **fields))
 
-    async def _call(self, index: int, handler: Any, *args: Any) -> Any:
+    async def _call(self, index: int, handler: Callable[[Partition, *Ts], R], *args: *Ts) -> R:
         """Call a partition; raise `PartitionUnavailable` if it does not answer."""
         ref = self._refs[index] or await self._unavailable(index)
         try:
