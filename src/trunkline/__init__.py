@@ -22,12 +22,14 @@ if TYPE_CHECKING:
         SessionRouter,
     )
     from trunkline.signal import SignalStore
+    from trunkline.turns import Inbox, Turn, TurnPolicy, Turns
 
 __version__ = "0.1.0"
 
 __all__ = (
     "FSMState",
     "FSMStore",
+    "Inbox",
     "PersistenceStore",
     "PruneResult",
     "Resolution",
@@ -37,11 +39,15 @@ __all__ = (
     "SessionRouter",
     "SignalStore",
     "Trunkline",
+    "Turn",
+    "TurnPolicy",
+    "Turns",
 )
 
 _HOME = {
     "FSMState": "trunkline.fsm",
     "FSMStore": "trunkline.fsm",
+    "Inbox": "trunkline.turns",
     "PersistenceStore": "trunkline.persistence",
     "PruneResult": "trunkline.routing",
     "Resolution": "trunkline.routing",
@@ -51,6 +57,9 @@ _HOME = {
     "SessionRouter": "trunkline.routing",
     "SignalStore": "trunkline.signal",
     "Trunkline": "trunkline.line",
+    "Turn": "trunkline.turns",
+    "TurnPolicy": "trunkline.turns",
+    "Turns": "trunkline.turns",
 }
 
 

@@ -16,6 +16,7 @@ __all__ = (
     "AmbiguousMatch",
     "CallTimeout",
     "ConfigurationError",
+    "InboxFull",
     "InvalidModel",
     "InvalidRoute",
     "InvalidSessionKey",
@@ -32,6 +33,7 @@ __all__ = (
     "TransactionConflict",
     "TransitionError",
     "TrunklineError",
+    "TurnLost",
     "UnreadableRecord",
 )
 
@@ -146,6 +148,14 @@ class UnreadableRecord(StoreError):
 
 class LockLost(TrunklineError):
     """A lock ended before it was released: another process may have held it meanwhile."""
+
+
+class InboxFull(TrunklineError):
+    """As many items of the session wait as its policy allows; nothing was stored."""
+
+
+class TurnLost(TrunklineError):
+    """The turn was cancelled, interrupted or taken over: what it did now does not stand."""
 
 
 class NotRecorded(TrunklineError):

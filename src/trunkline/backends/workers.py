@@ -41,7 +41,7 @@ class DirectWorker(Actor):
     def perform(self, method: Callable[..., Any], *args: Any) -> Any:
         """Call a method of the adapter's contract."""
         try:
-            return getattr(self._adapter, method.__name__)(*args)
+            return self._adapter.perform(method, *args)
         except TrunklineError:
             raise
         except Exception as error:

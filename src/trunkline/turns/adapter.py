@@ -1,0 +1,767 @@
+"""What a database must be able to do for the inbox."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar
+
+import msgspec
+
+from trunkline.actors import Call
+from trunkline.backends import Adapter
+from trunkline.errors import NotFound, TrunklineError
+from trunkline.turns import session as rules
+from trunkline.turns.item import InboxCounts, ItemState
+from trunkline.turns.policy import TurnPolicy
+from trunkline.turns.session import RUNNING, Change, Claim, Claimant, Entry, NewItem, Session
+
+__all__ = (
+    "Accepted",
+    "Applied",
+    "Beat",
+    "Begun",
+    "Cancelled",
+    "Claimed",
+    "Happening",
+    "InboxAdapter",
+    "ItemRow",
+    "Loaded",
+    "Owner",
+    "is_running",
+    "item_row",
+    "short_mark",
+)
+
+#: The mark of an item without an external id serves a repeated `accept` alone.
+_SHORT_MARK_MS = 60_000
+
+#: Sessions that one call looks at most.
+_PAGE = 256
+
+
+class ItemRow(msgspec.Struct, frozen=True):
+    """An item as it is stored, whatever its state."""
+
+    id: str
+    session: str
+    external_id: str | None
+    accepted_at_ms: int
+    payload: bytes
+    alone: bool = False
+    urgent: bool = False
+    #: Of a failed one: how often it was tried, and the last error.
+    attempts: int = 0
+    error: str | None = None
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A process that runs turns."""
+
+    id: str
+    #: Grows with each heartbeat.
+    beat: int
+    lease_ms: int
+    #: Where it runs, so that a neighbour may know that it has ended: see `trunkline.turns.process`.
+    process: str
+    #: Whether it was found dead, and its turns were given back.
+    is_buried: bool = False
+
+
+class Happening(msgspec.Struct, frozen=True):
+    """Something to report as an event."""
+
+    name: str
+    session: str
+    item_ids: tuple[str, ...]
+    attempt: int = 0
+    #: How long the oldest of the items has waited.
+    waited_ms: int = 0
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A turn that has begun, with all that its handler needs."""
+
+    id: str
+    session: str
+    #: Those of the turn, those that it skips, and those that joined an earlier attempt.
+    items: tuple[ItemRow, ...]
+    skipped: tuple[ItemRow, ...]
+    taken: tuple[ItemRow, ...]
+    #: The ids of items that come from an interrupted turn.
+    resumed: frozenset[str]
+    attempt: int
+    deaths: int
+    urgent: bool
+    #: What its steps are stored under, and the steps of earlier attempts by name.
+    group: str
+    steps: Mapping[str, bytes]
+    #: Why the attempt before failed.
+    error: str
+    #: The store's clock when it began.
+    began_at_ms: int
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What came of `InboxAdapter.accept`."""
+
+    outcome: str
+    item_id: str
+    waiting: int
+    begun: Begun | None = None
+    #: When the session's next turn may begin; `None` for not before an event.
+    due_in_ms: int | None = None
+    #: Turns that were interrupted.
+    ended: tuple[str, ...] = ()
+    #: Turns that run, which the item may join.
+    joins: tuple[str, ...] = ()
+    happened: tuple[Happening, ...] = ()
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """Turns that have begun, and when to ask for more."""
+
+    begun: tuple[Begun, ...] = ()
+    #: When the next turn of what was looked at may begin; `None` for not before an event.
+    due_in_ms: int | None = None
+    #: Whether the turn has failed for good.
+    has_failed: bool = False
+    happened: tuple[Happening, ...] = ()
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """What came of `InboxAdapter.cancel`."""
+
+    count: int
+    ended: tuple[str, ...] = ()
+    happened: tuple[Happening, ...] = ()
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """What a heartbeat brings back."""
+
+    #: Whether the owner is known and was not found dead.
+    is_alive: bool
+    #: turn id → (session, whether it may still do something).
+    claims: Mapping[str, tuple[str, bool]]
+    #: Every process that runs turns, this one included.
+    owners: tuple[Owner, ...]
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What `InboxAdapter.load` has read."""
+
+    now_ms: int
+    #: session → its document, or why it cannot be read. A missing one is left out.
+    sessions: Mapping[str, Session | TrunklineError]
+    #: mark → item id, of those that were seen before.
+    seen: Mapping[bytes, str]
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What `InboxAdapter.apply` has done."""
+
+    #: Sessions that another process has changed meanwhile; nothing of these was written.
+    conflicts: frozenset[str] = frozenset()
+    #: item id → its row, of those that were asked for.
+    rows: Mapping[str, ItemRow] = {}
+    #: group → its steps by name, of those that were asked for.
+    steps: Mapping[str, Mapping[str, bytes]] = {}
+
+
+class _Batch:
+    """What one round of calls reads and changes."""
+
+    def __init__(self, loaded: Loaded, policy: TurnPolicy, dedupe_ms: int) -> None:
+        self.loaded = loaded
+        self.policy = policy
+        self.dedupe_ms = dedupe_ms
+        self.changes: dict[str, Change] = {}
+        self.seen: dict[bytes, str] = dict(loaded.seen)
+
+    def change(self, key: str) -> Change:
+        found = self.changes.get(key)
+        if found is None:
+            session = self.loaded.sessions.get(key)
+            if isinstance(session, TrunklineError):
+                raise session
+            found = Change(key, session or Session(), self.policy, self.loaded.now_ms)
+            self.changes[key] = found
+        return found
+
+
+class InboxAdapter(Adapter, ABC):
+    """The contract of an inbox. Subclass it and run `trunkline.testing.InboxContract`.
+
+    A subclass stores documents: sessions, and what belongs to them. What happens to a session is
+    decided by `trunkline.turns.session`, which this class calls between `load` and `apply`. Where a
+    database has transactions, both are in one, and `load` locks what it reads. Where it has none,
+    `apply` compares, and returns the sessions that somebody else has changed since `load`: the
+    calls on these are repeated.
+    """
+
+    store: ClassVar = "inbox"
+
+    #: How the messages of a session become turns. The store sets it.
+    policy: TurnPolicy = TurnPolicy()
+    #: How long an item is known after it was accepted. The store sets it.
+    dedupe_ms: int = 86_400_000
+
+    # -- what a subclass stores --------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, keys: Collection[str], marks: Collection[bytes] = ()) -> Loaded:
+        """The documents of sessions, locked where the database can, and which marks are known."""
+
+    @abstractmethod
+    def apply(
+        self, changes: Sequence[Change], item_ids: Collection[str], groups: Collection[str]
+    ) -> Applied:
+        """Write changes, each wholly or not at all; return the items and steps that are asked for.
+
+        A session that is empty now is removed. If `change.notify` is set, other processes that
+        `wait` are woken after the commit.
+        """
+
+    @abstractmethod
+    def peek(self, keys: Collection[str]) -> Mapping[str, Session]:
+        """Documents of sessions, without a lock. One that cannot be read is left out."""
+
+    @abstractmethod
+    def due(self, limit: int, *, urgent_only: bool) -> tuple[list[str], int | None]:
+        """Sessions whose turn may begin, those that have waited longest first.
+
+        Returns:
+            Their keys, and in how many milliseconds the next one is due that is not yet.
+        """
+
+    @abstractmethod
+    def recover(self) -> int:
+        """Let `due` look at sessions again whose due time was set by a clock that ran ahead."""
+
+    @abstractmethod
+    def rows(self, after: str | None, limit: int, *, failed: bool) -> Sequence[ItemRow]:
+        """Items in the order of their ids; failed ones, or all others."""
+
+    @abstractmethod
+    def row(self, item_id: str) -> ItemRow | None:
+        """One item, whatever its state."""
+
+    @abstractmethod
+    def remove_failed(self, item_id: str) -> bool:
+        """Remove a failed item; whether there was one."""
+
+    @abstractmethod
+    def counts(self) -> InboxCounts:
+        """How much is stored."""
+
+    @abstractmethod
+    def load_policy(self) -> TurnPolicy | None:
+        """The policy that was stored last."""
+
+    @abstractmethod
+    def save_policy(self, policy: TurnPolicy) -> None:
+        """Store the policy for processes that have none of their own."""
+
+    @abstractmethod
+    def sweep(self, limit: int) -> int:
+        """Remove up to `limit` marks whose time is over; how many there were."""
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def register(self, owner: Owner) -> None:
+        """A process begins to run turns."""
+
+    @abstractmethod
+    def unregister(self, owner_id: str) -> None:
+        """A process ends; it runs no turns any more."""
+
+    @abstractmethod
+    def beat(self, owner_id: str) -> Beat:
+        """A process is alive. Called from a thread of its own, on a sibling."""
+
+    @abstractmethod
+    def mark_buried(self, owner_id: str) -> None:
+        """Note that a process is dead; it is forgotten after an hour."""
+
+    @abstractmethod
+    def sessions_of(self, owner_id: str, limit: int) -> list[str]:
+        """Sessions with a claim of this process."""
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Wait for a notice of another process; whether one came.
+
+        Called from a thread of its own, on a sibling. The default knows no other processes.
+        """
+        return False
+
+    # -- calls of the store ------------------------------------------------------------------------
+
+    def accept(self, key: str, item: NewItem, claimant: Claimant | None) -> Accepted:
+        """Store an item once. Begin a turn with it, if `claimant` is given and one is due."""
+        batch = self._batch_of_call
+        change = batch.change(key)
+        known = batch.seen.get(item.mark)
+        if known is not None:
+            return self._accept_again(change, item, known)
+        outcome, item_id, ended = rules.accept(change, item)
+        joins: tuple[str, ...] = ()
+        if outcome == "accepted":
+            change.marks[item.mark] = batch.seen[item.mark] = item_id
+            if self.policy.while_busy == "steer" and not (item.urgent or item.delay_ms):
+                joins = tuple(
+                    claim.id
+                    for claim in change.session.claims
+                    if claim.state == RUNNING and not claim.urgent
+                )
+        claim = None if claimant is None else rules.begin(change, claimant)
+        due = change.due_at_ms
+        if (due is not None and (claimant is None or due <= change.now_ms)) or joins:
+            change.notify = True
+        return Accepted(
+            outcome,
+            item_id,
+            change.session.waiting_count,
+            self._begun(change, claim),
+            None if due is None else max(due - change.now_ms, 0),
+            tuple(ended),
+            joins,
+            self._happened(change),
+        )
+
+    def _accept_again(self, change: Change, item: NewItem, known: str) -> Accepted:
+        outcome = "duplicate"
+        if known == item.id or (item.replace and rules.replace(change, known, item.payload)):
+            outcome = "accepted"
+            change.is_changed = change.is_changed or bool(change.replaced)
+        return Accepted(outcome, known, change.session.waiting_count)
+
+    def finish(
+        self,
+        key: str,
+        turn_id: str,
+        taken: Sequence[str],
+        item_ids: Sequence[str],
+        again: bool,
+        claimant: Claimant | None,
+    ) -> Claimed:
+        """A turn is done, with the items that joined it; begin the next one.
+
+        Args:
+            key: the session.
+            turn_id: the turn.
+            taken: items that joined it.
+            item_ids: all of its items.
+            again: whether the reply to an earlier call was lost.
+            claimant: who takes the session's next turn.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        change = self._batch_of_call.change(key)
+        if not (again and rules.is_finished(change, turn_id, item_ids)):
+            rules.take(change, turn_id, taken)
+            rules.finish(change, turn_id)
+        return self._next(change, claimant)
+
+    def fail(
+        self,
+        key: str,
+        turn_id: str,
+        taken: Sequence[str],
+        error: str,
+        is_final: bool,
+        jitter: float,
+        claimant: Claimant | None,
+    ) -> Claimed:
+        """A handler has raised: the turn is tried again later, or its items have failed.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        change = self._batch_of_call.change(key)
+        rules.take(change, turn_id, taken)
+        has_failed = rules.fail(change, turn_id, error, is_final=is_final, jitter=jitter)
+        return self._next(change, claimant, has_failed=has_failed)
+
+    def stop(self, key: str, turn_id: str, taken: Sequence[str]) -> Claimed:
+        """Give a turn back: its items wait again, and the attempt does not count.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        change = self._batch_of_call.change(key)
+        rules.take(change, turn_id, taken)
+        rules.stop(change, turn_id)
+        return self._next(change, None)
+
+    def end(self, key: str, turn_id: str, claimant: Claimant | None) -> Claimed:
+        """The handler of a turn that was cancelled or interrupted has ended."""
+        change = self._batch_of_call.change(key)
+        rules.end(change, turn_id)
+        return self._next(change, claimant)
+
+    def cancel(self, key: str, waiting: bool) -> Cancelled:
+        """End what runs in a session and discard what waits."""
+        change = self._batch_of_call.change(key)
+        count, ended = rules.cancel(change, waiting=waiting)
+        return Cancelled(count, tuple(ended), self._happened(change))
+
+    def join(self, key: str, turn_id: str) -> tuple[ItemRow, ...]:
+        """The items that may join a running turn.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        change = self._batch_of_call.change(key)
+        return self._rows_of(change, rules.joinable(change.session, turn_id))
+
+    def take(self, key: str, turn_id: str, taken: Sequence[str]) -> None:
+        """Items have joined a running turn.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        rules.take(self._batch_of_call.change(key), turn_id, taken)
+
+    def step(self, key: str, turn_id: str, taken: Sequence[str], name: str, value: bytes) -> None:
+        """Store what a step has returned.
+
+        Raises:
+            TurnLost: the turn may do nothing any more.
+        """
+        change = self._batch_of_call.change(key)
+        claim = rules.find_claim(change.session, turn_id)
+        rules.take(change, turn_id, taken)
+        change.steps[claim.group, name] = value
+        claim.has_steps = change.is_changed = True
+
+    def claim(self, claimant: Claimant, limit: int) -> Claimed:
+        """Begin turns of the sessions that have waited longest."""
+        keys, due_in_ms = self.due(min(limit, _PAGE), urgent_only=not claimant.is_free)
+        begun: list[Begun] = []
+        happened: list[Happening] = []
+        room = limit
+
+        def take_turns(change: Change) -> list[Begun]:
+            nonlocal room
+            started = []
+            while room > 0 and (claim := rules.begin(change, claimant)) is not None:
+                room -= 1
+                found = self._begun(change, claim)
+                assert found is not None
+                started.append(found)
+            # Also if nothing has begun: its due time may have been wrong.
+            change.is_changed = True
+            happened.extend(self._happened(change))
+            return started
+
+        for started in self._each(keys, take_turns):
+            begun += started
+        return Claimed(tuple(begun), 0 if len(keys) == limit else due_in_ms, False, tuple(happened))
+
+    def bury(self, owner_id: str, limit: int) -> tuple[int, tuple[Happening, ...]]:
+        """Give back up to `limit` sessions of a process that is dead; how many there were."""
+        self.mark_buried(owner_id)
+        keys = self.sessions_of(owner_id, limit)
+        happened: list[Happening] = []
+
+        def give_back(change: Change) -> None:
+            for claim in rules.abandon(change, owner_id):
+                change.events.append(("taken_over", claim.entries, claim.attempt))
+            change.is_changed = change.notify = True
+            # The claim may be known to the index alone.
+            happened.extend(self._happened(change))
+
+        self._each(keys, give_back)
+        return len(keys), tuple(happened)
+
+    def forget(self, key: str, turn_id: str) -> None:
+        """Give back a turn that the store has and its owner does not know: its reply was lost."""
+        change = self._batch_of_call.change(key)
+        for claim in change.session.claims:
+            if claim.id == turn_id:
+                if claim.state == RUNNING:
+                    rules.stop(change, turn_id)
+                else:
+                    rules.end(change, turn_id)
+                return
+
+    def waiting(self, key: str) -> int:
+        """How many items of a session wait."""
+        session = self.peek([key]).get(key)
+        return 0 if session is None else session.waiting_count
+
+    def list_items(self, state: ItemState, limit: int, after: str | None) -> list[ItemRow]:
+        """Items in one state, in the order of their ids."""
+        if state == "failed":
+            return [*self.rows(after, limit, failed=True)]
+        found: list[ItemRow] = []
+        while len(found) < limit:
+            page = self.rows(after, _PAGE, failed=False)
+            sessions = self.peek({row.session for row in page})
+            for row in page:
+                attempt = _attempt_if(state, row, sessions.get(row.session))
+                if attempt is not None:
+                    found.append(msgspec.structs.replace(row, attempts=attempt))
+            if len(page) < _PAGE:
+                break
+            after = page[-1].id
+        return found[:limit]
+
+    def retry(self, item_id: str) -> None:
+        """Let a failed item wait again.
+
+        Raises:
+            NotFound: there is no such failed item.
+        """
+        row = self.row(item_id)
+        if row is None or row.error is None:
+            raise NotFound(f"there is no failed item {item_id!r}")
+        entry = Entry(row.id, row.accepted_at_ms, b"", row.alone, row.urgent)
+        self._each([row.session], lambda change: rules.revive(change, entry))
+
+    def discard(self, item_id: str) -> bool:
+        """Remove an item that waits or has failed; false for one that runs.
+
+        Raises:
+            NotFound: there is no such item.
+        """
+        row = self.row(item_id)
+        if row is None:
+            raise NotFound(f"there is no item {item_id!r}")
+        if row.error is not None:
+            return self.remove_failed(item_id)
+        (entry,) = self._each([row.session], lambda change: rules.discard(change, item_id))
+        return entry is not None
+
+    # -- batches -----------------------------------------------------------------------------------
+
+    #: The batch that the call under way belongs to.
+    _batch: _Batch | None = None
+    #: Items and steps that its results need: what builds a result → the ids that it needs.
+    _wanted: dict[str, Entry]
+    _wanted_groups: set[str]
+
+    def run_together(self, calls: Sequence[Call]) -> None:
+        def is_of_a_session(call: Call) -> bool:
+            return call.handler.__name__ in _OF_A_SESSION
+
+        for together, group in groupby(calls, key=is_of_a_session):
+            if together:
+                self._run_calls([*group])
+            else:
+                for call in group:
+                    self._run_one(call)
+
+    def perform(self, method: Callable[..., Any], *args: Any) -> Any:
+        if method.__name__ not in _OF_A_SESSION or self._batch is not None:
+            return getattr(self, method.__name__)(*args)
+        marks = [args[1].mark] if method.__name__ == "accept" else ()
+        while True:
+            batch = self._begin_batch(args[:1], marks)
+            try:
+                value = getattr(self, method.__name__)(*args)
+                applied = self._apply(batch)
+            finally:
+                self._batch = None
+            if not applied.conflicts:
+                return _with_rows(value, applied)
+
+    def _run_calls(self, calls: Sequence[Call]) -> None:
+        """Run calls on sessions: load all of these, change them, and write them, in one go."""
+        while calls:
+            keys = {call.args[0]: None for call in calls}
+            marks = [call.args[1].mark for call in calls if call.handler.__name__ == "accept"]
+            batch = self._begin_batch([*keys], marks)
+            try:
+                for call in calls:
+                    try:
+                        call.value = getattr(self, call.handler.__name__)(*call.args)
+                        call.error = None
+                    except TrunklineError as error:
+                        call.error = error
+                applied = self._apply(batch)
+            finally:
+                self._batch = None
+            again = [call for call in calls if call.args[0] in applied.conflicts]
+            for call in calls:
+                if call.error is None and call.args[0] not in applied.conflicts:
+                    call.value = _with_rows(call.value, applied)
+            calls = again
+
+    def _each(self, keys: Sequence[str], function: Callable[[Change], Any]) -> list[Any]:
+        """Change sessions, each with `function`; what it returned for each."""
+        results: dict[str, Any] = {}
+        left = list(dict.fromkeys(keys))
+        while left:
+            batch = self._begin_batch(left, ())
+            try:
+                for key in left:
+                    try:
+                        results[key] = function(batch.change(key))
+                    except TrunklineError:
+                        if len(keys) == 1:
+                            raise
+                        continue  # one that cannot be read must not hold up the others
+                applied = self._apply(batch)
+            finally:
+                self._batch = None
+            for key in left:
+                if key in results and key not in applied.conflicts:
+                    results[key] = _with_rows(results[key], applied)
+            left = [key for key in left if key in applied.conflicts]
+        return [results[key] for key in dict.fromkeys(keys) if key in results]
+
+    def _begin_batch(self, keys: Collection[str], marks: Collection[bytes]) -> _Batch:
+        loaded = self.load(keys, marks)
+        self._batch = _Batch(loaded, self.policy, self.dedupe_ms)
+        self._wanted, self._wanted_groups = {}, set()
+        return self._batch
+
+    def _apply(self, batch: _Batch) -> Applied:
+        changes = [change for change in batch.changes.values() if change.is_changed]
+        own: dict[str, ItemRow] = {}
+        for change in changes:
+            for entry, item in change.added:
+                own[entry.id] = item_row(change.key, entry, item)
+        item_ids = [item_id for item_id in self._wanted if item_id not in own]
+        if not changes and not item_ids and not self._wanted_groups:
+            return Applied()
+        applied = self.apply(changes, item_ids, self._wanted_groups)
+        return msgspec.structs.replace(applied, rows={**applied.rows, **own}) if own else applied
+
+    @property
+    def _batch_of_call(self) -> _Batch:
+        assert self._batch is not None, "outside a batch"
+        return self._batch
+
+    def mark_expiry_ms(self, change: Change, item_id: str, mark: bytes) -> int:
+        """When a mark of `change` may be swept."""
+        is_short = mark == short_mark(item_id)
+        return change.now_ms + (_SHORT_MARK_MS if is_short else self.dedupe_ms)
+
+    def _next(
+        self, change: Change, claimant: Claimant | None, *, has_failed: bool = False
+    ) -> Claimed:
+        claim = None if claimant is None else rules.begin(change, claimant)
+        begun = self._begun(change, claim)
+        due = change.due_at_ms
+        if due is not None and (claimant is None or due <= change.now_ms):
+            change.notify = True
+        return Claimed(
+            () if begun is None else (begun,),
+            None if due is None else max(due - change.now_ms, 0),
+            has_failed,
+            self._happened(change),
+        )
+
+    def _begun(self, change: Change, claim: Claim | None) -> Begun | None:
+        if claim is None:
+            return None
+        if claim.has_steps:
+            self._wanted_groups.add(claim.group)
+        return Begun(
+            claim.id,
+            change.key,
+            self._rows_of(change, claim.entries),
+            self._rows_of(change, claim.skipped),
+            self._rows_of(change, claim.taken),
+            frozenset([entry.id for entry in claim.entries if entry.resumed]),
+            claim.attempt,
+            claim.deaths,
+            claim.urgent,
+            claim.group,
+            {},
+            claim.error,
+            change.now_ms,
+        )
+
+    def _rows_of(self, change: Change, entries: Iterable[Entry]) -> tuple[ItemRow, ...]:
+        """Rows without their payloads, which `_with_rows` puts in once they are read."""
+        rows = []
+        for entry in entries:
+            self._wanted[entry.id] = entry
+            rows.append(ItemRow(entry.id, change.key, None, entry.accepted_at_ms, b""))
+        return tuple(rows)
+
+    def _happened(self, change: Change) -> tuple[Happening, ...]:
+        if not change.events:
+            return ()
+        return tuple(
+            Happening(
+                name,
+                change.key,
+                tuple(entry.id for entry in entries),
+                attempt,
+                max((change.now_ms - entry.accepted_at_ms for entry in entries), default=0),
+            )
+            for name, entries, attempt in change.take_events()
+        )
+
+
+#: Calls whose first argument is a session: they share one `load` and one `apply`.
+_OF_A_SESSION = frozenset(
+    ("accept", "cancel", "end", "fail", "finish", "forget", "join", "step", "stop", "take")
+)
+
+
+def short_mark(item_id: str) -> bytes:
+    """The mark of an item without an external id: that of its id alone."""
+    return bytes.fromhex(item_id.replace("-", ""))
+
+
+def item_row(key: str, entry: Entry, item: NewItem) -> ItemRow:
+    """The row of an item that was just accepted."""
+    return ItemRow(
+        entry.id, key, item.external_id, entry.accepted_at_ms, item.payload, item.alone, item.urgent
+    )
+
+
+def is_running(session: Session, turn_id: str) -> bool:
+    """Whether a turn may still do something."""
+    return any(claim.id == turn_id and claim.state == RUNNING for claim in session.claims)
+
+
+def _with_rows(value: Any, applied: Applied) -> Any:
+    """`value` with the rows and steps that were read after it was made."""
+    if isinstance(value, Accepted):
+        if value.begun is None:
+            return value
+        return msgspec.structs.replace(value, begun=_filled(value.begun, applied))
+    if isinstance(value, Claimed):
+        if not value.begun:
+            return value
+        return msgspec.structs.replace(
+            value, begun=tuple([_filled(one, applied) for one in value.begun])
+        )
+    if isinstance(value, tuple | list):
+        return type(value)([_with_rows(one, applied) for one in value])
+    if isinstance(value, ItemRow):
+        return applied.rows[value.id]
+    return _filled(value, applied) if isinstance(value, Begun) else value
+
+
+def _filled(begun: Begun, applied: Applied) -> Begun:
+    rows = applied.rows
+    return msgspec.structs.replace(
+        begun,
+        items=tuple([rows[one.id] for one in begun.items]),
+        skipped=tuple([rows[one.id] for one in begun.skipped]),
+        taken=tuple([rows[one.id] for one in begun.taken]),
+        steps=applied.steps.get(begun.group, {}),
+    )
+
+
+def _attempt_if(state: ItemState, row: ItemRow, session: Session | None) -> int | None:
+    """The attempts of an item that is in this state; `None` if it is not."""
+    if session is None:
+        return None
+    for claim in session.claims:
+        if any(entry.id == row.id for entry in claim.every_entry):
+            is_running = claim.state == RUNNING
+            return claim.attempt if is_running == (state == "running") else None
+    waits = any(entry.id == row.id for entry in (*session.waiting, *session.delayed))
+    return 0 if waits and state == "waiting" else None

@@ -1,0 +1,763 @@
+"""Turns: runs the handler of a bot over what its inbox holds."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
+from traceback import format_exception
+from typing import Any, Literal, Self, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+from uuid_utils import uuid7
+
+from trunkline.actors import RestartPolicy, Service
+from trunkline.actors.clock import monotonic_ms
+from trunkline.actors.log import Log, safe_repr
+from trunkline.actors.policy import CrashHistory
+from trunkline.actors.task_group import open_task_group
+from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError, TurnLost
+from trunkline.observe import Events
+from trunkline.routing.key import AnySessionKey
+from trunkline.turns.adapter import Accepted, Beat, Begun, Claimed, InboxAdapter, Owner
+from trunkline.turns.events import TurnStats, Window
+from trunkline.turns.heartbeat import Heartbeat, Listener
+from trunkline.turns.inbox import Inbox
+from trunkline.turns.item import InboxCounts
+from trunkline.turns.policy import TurnPolicy
+from trunkline.turns.process import this_process
+from trunkline.turns.session import Claimant
+from trunkline.turns.turn import Turn
+from trunkline.validation import require_non_negative, require_positive
+
+__all__ = ("Handler", "OnFailed", "Runner", "Turns")
+
+Handler: TypeAlias = Callable[[Any], Awaitable[object]]
+OnFailed: TypeAlias = Callable[[Any, Exception], Awaitable[object] | object]
+
+_log = Log("trunkline.turns")
+
+#: Between two attempts at a store that is away, in seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+#: A handler that was cancelled and runs on after so many seconds is reported as stuck.
+_STUCK_SECONDS = 5.0
+
+#: Sessions of a dead process that are given back in one go.
+_LOT = 256
+
+#: How often `idle` looks at the store, in seconds.
+_IDLE_SECONDS = 0.02
+
+#: Characters of an error that are stored.
+_LONGEST_ERROR = 2_000
+
+
+class Turns(Service):
+    """Runs a handler over the items of an inbox, as turns.
+
+    Args:
+        inbox: entered before this and left after it.
+        handler: an async function of a `Turn`. One that raises is tried again.
+        policy: how items become turns. It is stored, and other processes follow it.
+        max_running: turns that run at once in this process; urgent ones come on top.
+        lease_ms: how long this process may stand still before others take its turns over.
+        stop_timeout_ms: how long leaving waits for running turns before it cancels them.
+        on_failed: called with a turn and the error of its last attempt, before its items become
+            `failed`; plain or async. It may be called again if the process dies in it.
+        name: stands in events, logs and errors.
+
+    Raises:
+        ConfigurationError: an argument that cannot work; or, on entering, turns run on this `Inbox`
+            already.
+
+    Example:
+        >>> import anyio
+        >>> from trunkline import Inbox, TurnPolicy, Turns
+        >>> async def main() -> None:
+        ...     async def answer(turn) -> None:
+        ...         print(turn.session_key.room_id, [item.payload for item in turn.items])
+        ...     async with Inbox("memory://") as inbox:
+        ...         async with Turns(inbox, answer, TurnPolicy(quiet_ms=10)) as turns:
+        ...             await inbox.accept(("telegram", "bot", "42"), "hi")
+        ...             await inbox.accept(("telegram", "bot", "42"), "are you there?")
+        ...             await turns.idle()
+        >>> anyio.run(main)
+        42 ['hi', 'are you there?']
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        handler: Handler,
+        policy: TurnPolicy | None = None,
+        *,
+        max_running: int = 64,
+        lease_ms: int = 10_000,
+        stop_timeout_ms: int = 5_000,
+        on_failed: OnFailed | None = None,
+        name: str = "turns",
+        restart_policy: RestartPolicy | None = None,
+    ) -> None:
+        if not callable(handler):
+            raise ConfigurationError(f"a handler is an async function of a turn, not {handler!r}")
+        self.name = name
+        self.inbox = inbox
+        self.policy = TurnPolicy() if policy is None else policy
+        self.max_running = require_positive("max_running", max_running)
+        self.lease_ms = require_positive("lease_ms", lease_ms)
+        self.stop_timeout_ms = require_non_negative("stop_timeout_ms", stop_timeout_ms)
+        self.handler = handler
+        self.on_failed = on_failed
+        self._restart_policy = RestartPolicy() if restart_policy is None else restart_policy
+        self._runner: Runner | None = None
+        self._stopping = anyio.Event()
+        self.waits, self.runs = Window(), Window()
+        #: What the inbox held at the last look at it.
+        self._last_counts = InboxCounts()
+
+    @property
+    def events(self) -> Events:
+        """Whom the turns and their inbox tell what happens: `turns.events.subscribe(function)`."""
+        return self.inbox.events
+
+    def make_turn(self, runner: Runner, begun: Begun) -> Any:
+        """What the handler gets."""
+        return Turn(runner, begun)
+
+    def stats(self) -> TurnStats:
+        """What runs at this moment, and what happened so far."""
+        runner = self._runner
+        counts = self._last_counts
+        return TurnStats(
+            0 if runner is None else runner.running_count,
+            counts.waiting,
+            counts.sessions,
+            0 if runner is None else runner.oldest_waiting_ms,
+            dict(self.inbox.counted),
+            self.waits.quantiles(),
+            self.runs.quantiles(),
+        )
+
+    async def cancel(self, session_key: AnySessionKey, waiting: bool = True) -> int:
+        """End the running turn of a session and discard what waits: see `Inbox.cancel`."""
+        return await self.inbox.cancel(session_key, waiting)
+
+    async def idle(self) -> None:
+        """Wait until no item waits in this inbox and no turn runs in this process."""
+        while True:
+            runner = self._runner
+            if runner is None or not runner.running_count:
+                self._last_counts = counts = await self.inbox.counts()
+                if not (counts.waiting or counts.running):
+                    return
+            await anyio.sleep(_IDLE_SECONDS)
+
+    async def serve(self) -> None:
+        """Run until SIGINT or SIGTERM. Leaving `async with` then stops the turns."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                return
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:
+        self._stopping = anyio.Event()
+        async with open_task_group() as task_group:
+            await task_group.start(self._supervise)
+            try:
+                yield self
+            finally:
+                self._stopping.set()
+
+    async def _supervise(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run turns; after a bug of the runner again, with another owner id."""
+        crashes = CrashHistory(self._restart_policy.within_ms)
+        await self.inbox.follow(self.policy)
+        is_first = True
+        while not self._stopping.is_set():
+            runner = self._runner = Runner(self)
+            try:
+                self.inbox.attach(runner)
+                await runner.run(self._stopping, task_status if is_first else None)
+                return
+            except Exception as error:
+                if is_first and runner.started_at is None:
+                    raise
+                if not isinstance(error, _OwnerLost):
+                    _log.error("runner_crashed", turns=self.name, error=safe_repr(error))
+                count = crashes.add(monotonic_ms())
+                if count > self._restart_policy.max_restarts:
+                    raise
+                await anyio.sleep(self._restart_policy.backoff_ms(count) / 1000)
+            finally:
+                self.inbox.detach(runner)
+                self._runner = None
+            is_first = False
+
+
+class _OwnerLost(Exception):
+    """Others hold this process for dead: it begins anew under another id."""
+
+
+class _Running:
+    """A turn that runs in this process."""
+
+    __slots__ = (
+        "begun",
+        "deadline",
+        "is_cancelled_at",
+        "is_reported",
+        "loss",
+        "reason",
+        "scope",
+        "stuck_at",
+        "turn",
+    )
+
+    def __init__(self, begun: Begun, deadline: float) -> None:
+        self.begun = begun
+        #: What the handler has got, once it has.
+        self.turn: Any = None
+        self.scope = anyio.CancelScope()
+        self.deadline = deadline
+        #: Why its handler was cancelled.
+        self.reason: Literal["", "timeout", "lost", "stop"] = ""
+        self.loss: TurnLost | None = None
+        self.is_cancelled_at = 0.0
+        #: When it counts as stuck.
+        self.stuck_at = float("inf")
+        #: Whether `on_failed` was called.
+        self.is_reported = False
+
+    @property
+    def item_ids(self) -> list[str]:
+        return [] if self.turn is None else self.turn.every_item_id
+
+    @property
+    def unstored(self) -> list[str]:
+        return [] if self.turn is None else self.turn.unstored()
+
+    def cancel(self, reason: Literal["timeout", "lost", "stop"]) -> None:
+        if not self.reason or reason == "lost":
+            self.reason = reason
+        if not self.is_cancelled_at:
+            self.is_cancelled_at = monotonic()
+            self.stuck_at = self.is_cancelled_at + _STUCK_SECONDS
+        self.scope.cancel(reason)
+
+
+class Runner:
+    """Runs turns under one owner id, until it is stopped or has a bug."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.inbox = turns.inbox
+        self._turns = turns
+        self._owner = Owner(str(uuid7()), 0, turns.lease_ms, this_process())
+        self._running: dict[str, _Running] = {}
+        #: Room that was promised to calls which may bring a turn.
+        self._reserved = 0
+        #: Turns that were begun and have no worker yet.
+        self._tasks: TaskGroup | None = None
+        self._is_stopping = False
+        self._wake = anyio.Event()
+        #: When to ask for turns that are due, on `time.monotonic`; and whether some wait by now.
+        self._due_at = float("inf")
+        self._has_backlog = True
+        self._dead: list[str] = []
+        self._failure: Exception | None = None
+        self.started_at: float | None = None
+        self.oldest_waiting_ms = 0
+        #: Turns to give back: the store has them, and no reply brought them.
+        self._unknown: Counter[str] = Counter()
+
+    # -- for the inbox -----------------------------------------------------------------------------
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    def reserve(self) -> Claimant | None:
+        """Room for a turn that a call may begin; `settle` must follow."""
+        if self._is_stopping or self._tasks is None:
+            return None
+        is_free = self._free > 0 and not self._has_backlog
+        if is_free:
+            self._reserved += 1
+        return Claimant(self._owner.id, is_free, not self._has_suspect)
+
+    def settle(self, claimant: Claimant, accepted: Accepted | None) -> None:
+        """What came of a call that had room reserved."""
+        if claimant.is_free:
+            self._reserved -= 1
+        if accepted is None:
+            return
+        if accepted.begun is not None:
+            self._launch(accepted.begun)
+        self._note_due(accepted.due_in_ms)
+
+    def cancel_turns(self, turn_ids: Sequence[str]) -> None:
+        """End the handlers of those of these turns that run here."""
+        for turn_id in turn_ids:
+            running = self._running.get(turn_id)
+            if running is not None:
+                self._lose(running, TurnLost(f"turn {turn_id} was cancelled or interrupted"))
+
+    async def refresh(self, turn_ids: Sequence[str]) -> None:
+        """Tell turns that run here what may join them."""
+        for turn_id in turn_ids:
+            running = self._running.get(turn_id)
+            if running is not None:
+                await self._refresh(running)
+
+    def wake(self) -> None:
+        """Look at the store: something may have changed."""
+        self._has_backlog = True
+        self._wake.set()
+
+    # -- for turns ---------------------------------------------------------------------------------
+
+    def lose(self, turn: Turn, loss: TurnLost) -> None:
+        """The store says that a turn may do nothing any more."""
+        running = self._running.get(turn.id)
+        if running is not None:
+            self._lose(running, loss)
+
+    def journal(self, turn: Turn) -> None:
+        """Store which items a turn has taken."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self._journal, turn)
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    async def run(
+        self, stopping: anyio.Event, task_status: anyio.abc.TaskStatus[None] | None
+    ) -> None:
+        """Run turns until `stopping` is set, and then end those that run."""
+        adapter = self.inbox.adapter
+        await self.inbox.ask(None, InboxAdapter.register, self._owner)
+        threads: list[Heartbeat | Listener] = []
+        if adapter.blocking:
+            threads = [
+                Heartbeat(adapter.sibling(), self._owner, self._on_beat, self._dead_soon),
+                Listener(adapter.sibling(), self._on_notice),
+            ]
+        try:
+            async with open_task_group() as self._tasks:
+                for thread in threads:
+                    thread.start()
+                self._tasks.start_soon(self._watch)
+                self.started_at = monotonic()
+                if task_status is not None:
+                    task_status.started()
+                await stopping.wait()
+                await self._stop()
+                self._tasks.cancel_scope.cancel("the turns have ended")
+        finally:
+            self._is_stopping, self._tasks = True, None
+            for thread in threads:
+                thread.stop()
+            with anyio.move_on_after(1.0, shield=True):
+                await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            if self._running or self._failure is not None:
+                # What still runs is given to others as that of a dead process.
+                await self.inbox.ask(None, InboxAdapter.bury, self._owner.id, _LOT)
+            else:
+                await self.inbox.ask(None, InboxAdapter.unregister, self._owner.id)
+        except TrunklineError as error:
+            _log.debug("owner_not_removed", owner=self._owner.id, error=repr(error))
+
+    async def _stop(self) -> None:
+        """Let running turns end, and cancel those that take too long."""
+        self._is_stopping = True
+        with anyio.move_on_after(self._turns.stop_timeout_ms / 1000, shield=True):
+            while self._running or self._reserved:
+                await self._settled()
+        for running in [*self._running.values()]:
+            running.cancel("stop")
+        with anyio.CancelScope(shield=True):
+            while self._running:
+                await self._settled()
+
+    async def _settled(self) -> None:
+        self._wake = anyio.Event()
+        with anyio.move_on_after(0.1):
+            await self._wake.wait()
+
+    async def _watch(self) -> None:
+        """The clockwork: deadlines, turns that are due, processes that are dead."""
+        lease = self._turns.lease_ms / 1000
+        scan_at = monotonic() + lease / 2
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            now = monotonic()
+            self._end_overdue(now)
+            if now >= scan_at:
+                scan_at = now + lease / 2
+                self._has_backlog = True
+            try:
+                while self._dead:
+                    await self._bury(self._dead[-1])
+                if not self._is_stopping and (self._has_backlog or self._due_at <= now):
+                    await self._claim()
+            except TrunklineError as error:
+                _log.debug("inbox_away", turns=self._turns.name, error=repr(error))
+                self._note_due(int(_LONGEST_PAUSE * 1000))
+            self._wake = anyio.Event() if self._wake.is_set() else self._wake
+            wait = min(scan_at, self._due_at, self._next_deadline()) - monotonic()
+            if self._dead or (self._has_backlog and self._free > 0 and not self._is_stopping):
+                wait = min(wait, _FIRST_PAUSE)
+            with anyio.move_on_after(max(wait, 0.001)):
+                await self._wake.wait()
+
+    async def _claim(self) -> None:
+        """Begin what is due, as far as there is room."""
+        room = max(self._free, 0)
+        claimant = Claimant(self._owner.id, room > 0, not self._has_suspect)
+        # Cleared before the look: what comes meanwhile is noticed.
+        self._has_backlog, self._due_at = False, float("inf")
+        self._reserved += room
+        try:
+            claimed = await self.inbox.ask(None, InboxAdapter.claim, claimant, min(room, _LOT) or 1)
+        except BaseException:
+            self._has_backlog = True
+            raise
+        finally:
+            self._reserved -= room
+        self._take_over(claimed)
+        if claimed.due_in_ms == 0:
+            # There may be more. Without room for it, the end of a turn brings it.
+            self._has_backlog = True
+            if not claimed.begun:
+                self._due_at = monotonic() + _LONGEST_PAUSE
+                self._has_backlog = self._free <= 0
+
+    def _take_over(self, claimed: Claimed) -> None:
+        self.inbox.report_happened(claimed.happened)
+        for begun in claimed.begun:
+            self._launch(begun)
+        if claimed.due_in_ms:
+            self._note_due(claimed.due_in_ms)
+
+    async def _bury(self, owner_id: str) -> None:
+        """Give back the turns of a process that is dead."""
+        count = _LOT
+        while count == _LOT:
+            count, happened = await self.inbox.ask(None, InboxAdapter.bury, owner_id, _LOT)
+            self.inbox.report_happened(happened)
+            self._has_backlog = self._has_backlog or count > 0
+        self._dead = [one for one in self._dead if one != owner_id]
+
+    # -- from the threads --------------------------------------------------------------------------
+
+    def _on_beat(self, beat: Beat) -> None:
+        """Compare what the store believes to run here with what runs here."""
+        if self._tasks is None:
+            return
+        if not beat.is_alive:
+            loss = TurnLost("this process stood still, and others have taken its turns over")
+            for one in [*self._running.values()]:
+                self._lose(one, loss)
+            self._failure = _OwnerLost(self._owner.id)
+            self._wake.set()
+            return
+        unknown: Counter[str] = Counter()
+        for turn_id, (key, may_act) in beat.claims.items():
+            running = self._running.get(turn_id)
+            if running is not None and not may_act:
+                self._lose(running, TurnLost(f"turn {turn_id} was cancelled or interrupted"))
+            elif running is None:
+                unknown[turn_id] = self._unknown[turn_id] + 1
+                # Seen twice: its reply is not on its way any more.
+                if unknown[turn_id] == 2:
+                    self._tasks.start_soon(self._forget, key, turn_id)
+        self._unknown = unknown
+
+    async def _forget(self, key: str, turn_id: str) -> None:
+        try:
+            await self.inbox.ask(key, InboxAdapter.forget, key, turn_id)
+        except TrunklineError:
+            return  # the next heartbeats find it again
+        self.wake()
+
+    def _dead_soon(self, owner_id: str) -> None:
+        if owner_id not in self._dead:
+            self._dead.append(owner_id)
+            self._wake.set()
+
+    def _on_notice(self) -> None:
+        if self._tasks is None:
+            return
+        self.wake()
+        if self._running:
+            self._tasks.start_soon(self._check_running)
+
+    async def _check_running(self) -> None:
+        """Whether turns that run here were cancelled elsewhere, or got items that may join."""
+        try:
+            beat = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
+        except TrunklineError:
+            return
+        for turn_id, (_, may_act) in beat.claims.items():
+            running = self._running.get(turn_id)
+            if running is not None and not may_act:
+                self._lose(running, TurnLost(f"turn {turn_id} was cancelled or interrupted"))
+        if self.inbox.policy.while_busy == "steer":
+            await self.refresh([*self._running])
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    @property
+    def _free(self) -> int:
+        ordinary = sum(not one.begun.urgent for one in self._running.values())
+        return self._turns.max_running - ordinary - self._reserved
+
+    @property
+    def _has_suspect(self) -> bool:
+        return any(one.begun.deaths >= 2 for one in self._running.values())
+
+    def _note_due(self, due_in_ms: int | None) -> None:
+        """Ask for a turn that is due in so many milliseconds."""
+        if due_in_ms is None:
+            return
+        if due_in_ms == 0:
+            self._has_backlog = True
+            if self._free > 0:
+                self._wake.set()
+            return
+        due_at = monotonic() + due_in_ms / 1000
+        if due_at < self._due_at:
+            self._due_at = due_at
+            self._wake.set()
+
+    def _launch(self, begun: Begun) -> None:
+        """Run a turn that the store has begun for this process."""
+        if self._tasks is None:
+            return  # it is given back with the owner
+        timeout = self._turns.policy.turn_timeout_ms / 1000
+        self._running[begun.id] = running = _Running(begun, monotonic() + timeout)
+        if self._is_stopping:
+            running.cancel("stop")
+        self._tasks.start_soon(self._work, running)
+
+    async def _work(self, running: _Running) -> None:
+        """Run a turn, and have those run that follow it at once."""
+        try:
+            claimed = await self._run_turn(running)
+        finally:
+            del self._running[running.begun.id]
+            self._wake.set()
+        self.inbox.report_happened(claimed.happened)
+        self._note_due(claimed.due_in_ms)
+        for begun in claimed.begun:
+            self._launch(begun)
+
+    async def _run_turn(self, running: _Running) -> Claimed:
+        """Run the handler, and tell the store what came of it; the turns that follow."""
+        begun, turns = running.begun, self._turns
+        error: Exception | None = None
+        began = monotonic()
+        waited_ms = max((begun.began_at_ms - row.accepted_at_ms for row in begun.items), default=0)
+        turns.waits.add(waited_ms)
+        self.inbox.report(
+            "started" if begun.attempt == 1 else "retried",
+            begun.session,
+            items=_ids(begun),
+            attempt=begun.attempt,
+            waited_ms=waited_ms,
+        )
+        if begun.resumed:
+            self.inbox.report(
+                "resumed", begun.session, items=tuple(begun.resumed), attempt=begun.attempt
+            )
+        with running.scope:
+            try:
+                running.turn = turns.make_turn(self, begun)
+                running.turn.early_loss(running.loss)
+                if begun.attempt > turns.policy.max_attempts:
+                    # It has killed as many processes as it may.
+                    raise _Died(begun.error)
+                await turns.handler(running.turn)
+            except Exception as raised:
+                error = raised
+        run_ms = int((monotonic() - began) * 1000)
+        turns.runs.add(run_ms)
+        if running.turn is not None and error is None:
+            error = running.turn.fatal
+        claimed = Claimed()
+        with anyio.CancelScope(shield=True):
+            claimed = await self._conclude(running, error, run_ms)
+        return claimed
+
+    async def _conclude(self, running: _Running, error: Exception | None, run_ms: int) -> Claimed:
+        """Tell the store how a turn ended, for as long as it takes to reach it."""
+        begun = running.begun
+        fields = {"items": _ids(begun), "attempt": begun.attempt, "run_ms": run_ms}
+        pause, again = _FIRST_PAUSE, False
+        while True:
+            try:
+                if running.reason == "lost" or isinstance(error, TurnLost):
+                    return await self._end(running, fields)
+                if running.reason == "stop" and error is None:
+                    return await self._give_back(running)
+                if running.reason == "timeout":
+                    error = error or TimeoutError(
+                        f"the handler ran longer than {self._turns.policy.turn_timeout_ms} ms"
+                    )
+                if error is not None:
+                    return await self._fail(running, error, fields)
+                claimed: Claimed = await self._ask(
+                    begun.session,
+                    InboxAdapter.finish,
+                    begun.session,
+                    begun.id,
+                    running.unstored,
+                    running.item_ids,
+                    again,
+                    self._next_claimant(),
+                )
+                self.inbox.report("finished", begun.session, **fields)
+                return claimed
+            except TurnLost as loss:
+                running.reason, running.loss = "lost", loss
+            except StoreUnavailable as away:
+                _log.debug("inbox_away", turns=self._turns.name, error=repr(away))
+                again = True
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _fail(self, running: _Running, error: Exception, fields: dict[str, Any]) -> Claimed:
+        begun, policy = running.begun, self._turns.policy
+        is_final = running.turn is not None and running.turn.fatal is not None
+        if is_final or begun.attempt >= policy.max_attempts:
+            await self._report_failure(running, error)
+        claimed: Claimed = await self._ask(
+            begun.session,
+            InboxAdapter.fail,
+            begun.session,
+            begun.id,
+            running.unstored,
+            safe_repr(error)[:_LONGEST_ERROR],
+            is_final,
+            random.uniform(0.75, 1.25),
+            self._next_claimant(),
+        )
+        _log.warning(
+            "turn_failed",
+            turns=self._turns.name,
+            attempt=begun.attempt,
+            is_final=claimed.has_failed,
+            exception="".join(format_exception(error)).rstrip(),
+        )
+        if claimed.has_failed:
+            self.inbox.report("failed", begun.session, error=safe_repr(error), **fields)
+        return claimed
+
+    async def _report_failure(self, running: _Running, error: Exception) -> None:
+        on_failed = self._turns.on_failed
+        if on_failed is None or running.is_reported or running.turn is None:
+            return
+        try:
+            result = on_failed(running.turn, error)
+            if result is not None:
+                await result  # type: ignore[misc]
+        except Exception as bug:
+            _log.error("on_failed_raised", turns=self._turns.name, error=safe_repr(bug))
+        running.is_reported = True
+
+    async def _end(self, running: _Running, fields: dict[str, Any]) -> Claimed:
+        begun = running.begun
+        claimed: Claimed = await self._ask(
+            begun.session, InboxAdapter.end, begun.session, begun.id, self._next_claimant()
+        )
+        self.inbox.report("lost", begun.session, error=str(running.loss or ""), **fields)
+        return claimed
+
+    async def _give_back(self, running: _Running) -> Claimed:
+        begun = running.begun
+        claimed: Claimed = await self._ask(
+            begun.session, InboxAdapter.stop, begun.session, begun.id, running.unstored
+        )
+        return claimed
+
+    async def _ask(self, key: str, method: Callable[..., Any], *args: Any) -> Any:
+        return await self.inbox.ask(key, method, *args)
+
+    def _next_claimant(self) -> Claimant | None:
+        """Whoever ends a turn has room for another, unless others have waited longer."""
+        if self._is_stopping or self._failure is not None:
+            return None
+        is_free = not self._has_backlog and self._free >= 0
+        return Claimant(self._owner.id, is_free, not self._has_suspect)
+
+    async def _journal(self, turn: Turn) -> None:
+        taken = turn.unstored()
+        if not taken:
+            return
+        session = turn.begun.session
+        try:
+            await self._ask(session, InboxAdapter.take, session, turn.id, taken)
+        except TurnLost as loss:
+            self.lose(turn, loss)
+        except TrunklineError:
+            return  # it is stored with what the turn does next
+        turn.stored(taken)
+
+    async def _refresh(self, running: _Running) -> None:
+        session = running.begun.session
+        try:
+            rows = await self._ask(session, InboxAdapter.join, session, running.begun.id)
+        except TurnLost as loss:
+            self._lose(running, loss)
+        except TrunklineError:
+            return
+        else:
+            if running.turn is not None:
+                running.turn.join([self.inbox.item(row, running.begun.attempt) for row in rows])
+
+    def _lose(self, running: _Running, loss: TurnLost) -> None:
+        running.loss = running.loss or loss
+        if running.turn is not None:
+            running.turn.lose(loss)
+        running.cancel("lost")
+
+    # -- deadlines ---------------------------------------------------------------------------------
+
+    def _next_deadline(self) -> float:
+        return (
+            min(
+                (one.deadline if not one.is_cancelled_at else one.stuck_at)
+                for one in self._running.values()
+            )
+            if self._running
+            else float("inf")
+        )
+
+    def _end_overdue(self, now: float) -> None:
+        for running in self._running.values():
+            if not running.is_cancelled_at:
+                if now >= running.deadline:
+                    running.cancel("timeout")
+            elif now >= running.stuck_at:
+                # Cancelled again: a handler may have swallowed the first one.
+                running.stuck_at = now + _STUCK_SECONDS
+                begun = running.begun
+                self.inbox.report("stuck", begun.session, items=_ids(begun), attempt=begun.attempt)
+                _log.warning("handler_stuck", turns=self._turns.name, reason=running.reason)
+
+
+class _Died(Exception):
+    """The processes that ran a turn have died."""
+
+
+def _ids(begun: Begun) -> tuple[str, ...]:
+    return tuple([row.id for row in begun.items])
