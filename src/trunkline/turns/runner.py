@@ -593,10 +593,9 @@ class Runner:
         turns.runs.add(run_ms)
         if running.turn is not None and error is None:
             error = running.turn.fatal
-        claimed = Claimed()
         with anyio.CancelScope(shield=True):
             claimed = await self._conclude(running, error, run_ms)
-        return claimed
+        return claimed  # noqa: RET504 (for mypy: a scope may end what is inside)
 
     async def _conclude(self, running: _Running, error: Exception | None, run_ms: int) -> Claimed:
         """Tell the store how a turn ended, for as long as it takes to reach it."""
