@@ -35,7 +35,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     #: Our figure.
     figure: float
     unit: Literal["ns", "ms", "B"]
-    #: Whether both figures are told as calls a second.
+    #: Whether both figures are shown as calls a second.
     per_second: bool = False
     #: What it is compared with, and the figure of that in the same unit.
     against: str | None = None

@@ -179,7 +179,7 @@ registry().map_imperatively(StoredMessage, message_table)
 
 @contextmanager
 def sqlite_batches(path: Path, size: int) -> Iterator[Callable[[list[tuple[Any, ...]]], None]]:
-    """The limit: rows that are made beforehand, so many a commit, and nobody waits for any."""
+    """The limit: rows that are made beforehand, so many a commit, and no caller waits for any."""
     # It stays in the thread of the event loop, as everything that the loop calls.
     with _raw_connection(path) as connection:
 

@@ -42,7 +42,7 @@ ORM, RAW = "SQLAlchemy AsyncSession", "raw sqlite3, batches of 64"
 POOL = "asyncpg pool, a commit a call"
 MEMORY, REDIS = "aiogram MemoryStorage", "aiogram RedisStorage"
 
-#: caller count → how it is told.
+#: caller count → how it is shown.
 CALLERS = {1: "1 caller", 8: "8 callers", 64: "64 callers", 512: "512 callers"}
 
 STORE_ROWS = {
@@ -201,7 +201,7 @@ def test_the_hosts_name_stays_out_of_the_figures(run):
     assert "node" not in run["machine_info"]
 
 
-def test_the_disk_under_the_stores_is_told(run, printed):
+def test_the_disk_under_the_stores_is_named(run, printed):
     if run["disk"] is None:
         pytest.skip("the folder for temporary files is in memory")
     assert "tmpfs" not in run["disk"]

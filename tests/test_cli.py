@@ -81,7 +81,7 @@ def start(*arguments, **options):
 # -- the command itself ------------------------------------------------------------------------
 
 
-def test_the_version_is_told(capsys):
+def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--version"])
     assert exit_.value.code == 0
@@ -340,7 +340,7 @@ def test_logs_are_replayed_one_after_another(capsys, chat):
     assert (report["messages"], report["out_of_order"]) == (6, 0)
 
 
-def test_messages_that_go_back_in_time_are_told(capsys, chat):
+def test_messages_that_go_back_in_time_are_reported(capsys, chat):
     assert main(["replay", chat, chat]) == 0
     assert re.search(r"out of order +4 messages older", capsys.readouterr().out)
 
@@ -421,7 +421,7 @@ def test_a_store_that_cannot_be_reached_ends_with_2(capsys, url, told):
     assert "hunter2" not in captured.err
 
 
-def test_messages_that_no_database_can_hold_are_told_and_counted(capsys, chat):
+def test_messages_that_no_database_can_hold_are_reported_and_counted(capsys, chat):
     with open(chat, "a") as file:
         file.write(line(301, room_id="#\0"))
     assert main(["replay", "--store", "memory://", chat]) == 0
@@ -481,7 +481,7 @@ def test_control_characters_of_a_log_do_not_reach_the_terminal(chat):
     assert told[0].startswith(r"trunkline: evil\x1b[31m.jsonl:2: ")
 
 
-def test_broken_lines_are_told_by_file_and_number_and_skipped(capsys, chat):
+def test_broken_lines_are_reported_by_file_and_number_and_skipped(capsys, chat):
     assert main(["replay", chat, broken(3)]) == 0
     captured = capsys.readouterr()
     told = captured.err.splitlines()
@@ -575,7 +575,7 @@ def unread(pipe):
     return count[0]
 
 
-def test_broken_lines_of_standard_input_are_told():
+def test_broken_lines_of_standard_input_are_reported():
     done = run("replay", "-", input=b"broken\n")
     assert done.returncode == 1
     assert done.stderr.startswith(b"trunkline: standard input:1: ")
@@ -619,7 +619,7 @@ def test_a_reader_that_went_away_ends_a_replay(options):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_full_disk_is_told_in_one_line(chat, options):
+def test_a_full_disk_is_reported_in_one_line(chat, options):
     with open("/dev/full", "wb") as full, start("replay", *options, chat, stdout=full) as process:
         assert process.wait(PATIENCE) == 1
         assert process.stderr.read() == b"trunkline: standard output: No space left on device\n"

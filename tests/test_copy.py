@@ -699,7 +699,7 @@ def test_a_schema_of_another_version_is_refused(capsys, bot_db, side):
     assert "99" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_copy_resumed(capsys, small_disk):
+def test_a_full_disk_is_reported_in_one_line_and_the_copy_resumed(capsys, small_disk):
     many_messages("sqlite:///bot.db", 4_000, size=1_000)
     to = f"sqlite:///{small_disk}/copy.db"
     assert main(["copy", "sqlite:///bot.db", to]) == 2
@@ -711,7 +711,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_copy_resumed(capsys, small_disk
     assert rows(to) == rows("sqlite:///bot.db")
 
 
-def test_the_library_raises_what_the_command_tells(bot_db):
+def test_the_library_raises_what_the_command_prints(bot_db):
     execute("sqlite:///other.db", "CREATE TABLE notes (text)")
     with pytest.raises(NotFound):
         copy_database("sqlite:///other.db", "sqlite:///copy.db")

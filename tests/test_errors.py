@@ -48,7 +48,7 @@ def test_every_error_is_a_trunkline_error_and_what_else_fits(name):
 
 
 @pytest.mark.parametrize("name", ALSO)
-def test_an_error_is_told_by_its_message_and_survives_pickling(name):
+def test_an_error_shows_its_message_and_survives_pickling(name):
     error = getattr(errors, name)("what went wrong")
     assert str(error) == "what went wrong"
     copy = pickle.loads(pickle.dumps(error))

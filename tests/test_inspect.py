@@ -96,7 +96,7 @@ def steps(found):
 # -- what it shows -----------------------------------------------------------------------------
 
 
-def test_json_tells_all_that_a_sql_database_holds(capsys, sql_url):
+def test_json_shows_all_that_a_sql_database_holds(capsys, sql_url):
     fill(sql_url)
     found = inspect_as_json(capsys, sql_url)
     [contents] = found["namespaces"].values()
@@ -108,7 +108,7 @@ def test_json_tells_all_that_a_sql_database_holds(capsys, sql_url):
         assert schema["version"] == schema["known_version"] >= 1
 
 
-def test_json_tells_all_that_valkey_holds(capsys, valkey_url):
+def test_json_shows_all_that_valkey_holds(capsys, valkey_url):
     fill(valkey_url, ["fsm", "signal"])
     found = inspect_as_json(capsys, valkey_url)
     assert [*found["stores"]] == ["fsm", "signal"]
@@ -299,7 +299,7 @@ def test_a_database_is_looked_into_beside_a_bot_that_writes_to_it(sql_url):
 # -- what it leaves alone ----------------------------------------------------------------------
 
 
-def test_a_file_that_does_not_exist_is_told_and_not_made(capsys):
+def test_a_file_that_does_not_exist_is_reported_and_not_created(capsys):
     assert main(["inspect", "sqlite:///missing.db"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -308,7 +308,7 @@ def test_a_file_that_does_not_exist_is_told_and_not_made(capsys):
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_database_of_somebody_else_is_told_and_left_as_it_is(capsys, options):
+def test_a_database_of_another_program_is_reported_and_left_as_it_is(capsys, options):
     with closing(sqlite3.connect("other.db")) as connection:
         connection.execute("CREATE TABLE notes (text)")
     before = digest("other.db")
@@ -328,7 +328,7 @@ def test_a_backup_without_a_write_ahead_log_is_shown_and_left_as_it_is(capsys, b
     assert digest("backup.db") == before
 
 
-def test_an_empty_postgresql_is_told_and_stays_empty(capsys, postgres_url):
+def test_an_empty_postgresql_is_reported_and_stays_empty(capsys, postgres_url):
     assert main(["inspect", postgres_url]) == 1
     assert "holds none of trunkline's stores" in capsys.readouterr().err
     with psycopg.connect(postgres_url) as connection:
@@ -336,12 +336,12 @@ def test_an_empty_postgresql_is_told_and_stays_empty(capsys, postgres_url):
         assert found.fetchone() == (0,)
 
 
-def test_an_empty_valkey_is_told(capsys, valkey_url):
+def test_an_empty_valkey_is_reported(capsys, valkey_url):
     assert main(["inspect", valkey_url]) == 1
     assert capsys.readouterr().err == f"trunkline: {valkey_url} holds none of trunkline's stores\n"
 
 
-def test_a_store_of_another_version_is_told_of_and_not_looked_into(capsys, bot_db):
+def test_a_store_of_another_version_is_reported_and_not_read(capsys, bot_db):
     with closing(sqlite3.connect("bot.db")) as connection, connection:
         connection.execute("UPDATE trunkline_schema SET version = 99 WHERE component = 'fsm'")
     assert main(["inspect", bot_db]) == 0
@@ -403,7 +403,7 @@ def test_wrong_usage_ends_with_2(capsys, arguments):
     assert exit_.value.code == 2
 
 
-def test_tables_that_are_missing_are_told_in_one_line(capsys, bot_db):
+def test_tables_that_are_missing_are_reported_in_one_line(capsys, bot_db):
     with closing(sqlite3.connect("bot.db")) as connection, connection:
         connection.execute("DROP TABLE trunkline_fsm")
     assert main(["inspect", bot_db]) == 2
@@ -421,13 +421,13 @@ def test_an_fsm_adapter_need_not_be_able_to_tell_what_it_holds():
         Plain().summary()
 
 
-def test_a_signal_adapter_tells_by_its_names_what_it_holds():
+def test_a_signal_adapter_counts_what_it_holds_by_its_names():
     adapter = MemorySignalAdapter()
     adapter.commit(Commit({KeyName("session", "a"): b"1", KeyName("pre-key", "1"): b"2"}, 1))
     assert adapter.summary() == {"session": 1, "pre-key": 1}
 
 
-def test_the_fsm_in_memory_tells_what_it_holds():
+def test_the_fsm_in_memory_reports_what_it_holds():
     now = [0]
     adapter = MemoryFSMAdapter(lambda: now[0])
     for number, state in enumerate(("a", "a", "b")):
@@ -438,6 +438,6 @@ def test_the_fsm_in_memory_tells_what_it_holds():
     assert adapter.summary() == {("bot", Step("flow", "a")): 2}
 
 
-def test_inspecting_raises_what_the_command_tells():
+def test_inspecting_raises_what_the_command_prints():
     with pytest.raises(ConfigurationError, match="does not exist"):
         inspect_database("sqlite:///missing.db")

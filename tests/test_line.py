@@ -332,7 +332,7 @@ async def test_a_message_in_a_thread_sets_the_route_of_its_room_too(line):
     assert (in_room.source, in_room.route.thread_id) == ("state_hit", None)
 
 
-async def test_the_origin_is_the_fallback_when_the_route_is_gone():
+async def test_the_origin_is_the_fallback_when_the_route_is_missing():
     clock = ManualClock()
     async with Trunkline("memory://", ttl_ms=1_000, clock=clock) as line:
         arrival = await line.ingest(**hello())
@@ -610,7 +610,7 @@ async def test_an_answer_that_goes_out_after_its_line_has_closed_is_not_recorded
 
 @pytest.fixture
 async def breakable():
-    """A line whose database goes away when it is told to."""
+    """A line whose database becomes unavailable on request."""
 
     class Breakable(MemoryPersistenceAdapter):
         is_away = False
@@ -625,7 +625,7 @@ async def breakable():
         yield line, adapter
 
 
-async def test_an_answer_that_went_out_and_was_not_recorded_is_told_from_one_that_did_not(
+async def test_an_answer_that_was_sent_and_not_recorded_is_distinguished_from_one_that_was_not_sent(
     breakable,
 ):
     line, adapter = breakable
@@ -661,7 +661,7 @@ async def test_an_id_of_the_platform_that_cannot_be_stored_hides_no_answer(line,
     assert isinstance(caught.value.__cause__, InvalidModel)
 
 
-async def test_an_answer_into_a_room_that_was_deleted_meanwhile_is_told_of(line):
+async def test_an_answer_into_a_room_that_was_deleted_meanwhile_is_reported(line):
     arrival = await line.ingest(**hello())
 
     async def send_and_delete(route, content):

@@ -340,7 +340,7 @@ async def test_no_messages_give_an_empty_report():
     assert len(report.partitions) == report.config.partition_count
 
 
-async def test_progress_is_told_every_thousand_messages():
+async def test_progress_is_reported_every_thousand_messages():
     told = []
     await replay(random_messages(1, count=2_500), on_progress=told.append)
     assert told == [1_000, 2_000]
@@ -423,7 +423,7 @@ def test_thread_user_and_text_may_be_left_out(tmp_path):
         ('{"text": ' + "[" * 100_000, "recursion"),
     ],
 )
-def test_a_broken_line_is_told_with_its_number_and_skipped(tmp_path, broken, reason):
+def test_a_broken_line_is_reported_with_its_number_and_skipped(tmp_path, broken, reason):
     found, log, problems = read(tmp_path, line(), broken, line())
     assert len(found) == 2
     assert log.broken_lines == 1
@@ -469,7 +469,7 @@ def test_files_are_read_one_after_another(tmp_path):
     assert [message.at_ms for message in log] == [0, 1_000, 2_000]
 
 
-def test_a_file_that_cannot_be_read_is_told_and_passed_over(tmp_path):
+def test_a_file_that_cannot_be_read_is_reported_and_skipped(tmp_path):
     good = tmp_path / "good.jsonl"
     good.write_text(line())
     problems = []
@@ -653,7 +653,7 @@ async def test_what_is_in_the_store_already_is_found_and_left_as_it_is(store):
     assert (await store.get_room(room.id), await store.get_participant(ada.id)) == (room, ada)
 
 
-async def test_what_no_database_can_hold_is_told_and_counted_and_the_rest_saved(store):
+async def test_what_no_database_can_hold_is_reported_and_counted_and_the_rest_saved(store):
     problems = []
     bad_room = ROOM._replace(room_id="#\0")
     async with History(store, on_problem=problems.append) as history:

@@ -28,7 +28,7 @@ class Counter(Actor):
 # -- clock ---------------------------------------------------------------------------------------
 
 
-def test_a_clock_starts_where_it_is_told_and_moves_by_what_it_is_told():
+def test_a_clock_starts_where_it_is_set_and_moves_by_what_it_is_advanced():
     assert ManualClock()() == 0
     clock = ManualClock(start_ms=1_000)
     assert clock() == 1_000

@@ -458,7 +458,7 @@ async def test_a_batch_actor_is_never_called_in_the_callers_task():
         assert (ledger.local_calls, ledger.queued_calls) == (0, 5)
 
 
-async def test_callers_that_are_gone_are_left_out_of_a_batch():
+async def test_callers_that_were_cancelled_are_left_out_of_a_batch():
     batches, gate = [], Gate()
     async with Supervisor() as supervisor:
         ledger = await supervisor.spawn(partial(Ledger, batches, gate))
@@ -474,7 +474,7 @@ async def test_callers_that_are_gone_are_left_out_of_a_batch():
     assert batches == [[100], [2]]
 
 
-async def test_a_batch_that_nobody_waits_for_is_not_served_at_all():
+async def test_a_batch_without_a_waiting_caller_is_not_served_at_all():
     batches, gate = [], Gate()
     async with Supervisor() as supervisor:
         ledger = await supervisor.spawn(partial(Ledger, batches, gate))

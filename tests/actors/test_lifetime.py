@@ -341,7 +341,7 @@ async def test_a_start_that_is_cancelled_leaves_what_it_had_entered(by):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    # Nothing goes on behind the back of whoever has cancelled it.
+    # Nothing goes on after the caller has cancelled it.
     assert cleaned_up == [True]
     assert asyncio.all_tasks() == before
     shop.entering = None

@@ -161,7 +161,7 @@ async def test_a_later_caller_does_not_slip_in_before_those_who_wait_for_room(ma
             await turns(3)
         taken.append(mailbox.take_nowait())
         taken.append(mailbox.take_nowait())
-        # There is room now, and nobody who waits for it has run yet.
+        # There is room now, and no caller that waits for it has run yet.
         task_group.start_soon(ask, mailbox, late)
         while len(taken) < 5:
             taken.append(await mailbox.take())
@@ -301,7 +301,7 @@ async def test_a_reply_behind_the_end_of_the_time_disturbs_nobody(make_mailbox, 
     assert in_time.result() == "in time"
 
 
-async def test_an_answer_in_time_is_told_from_none(mailbox):
+async def test_a_reply_in_time_is_distinguished_from_none(mailbox):
     queued = call()
     outcome = []
 
@@ -332,7 +332,7 @@ async def test_what_is_in_a_closed_mailbox_can_still_be_taken_out(mailbox):
             await mailbox.take()
 
 
-async def test_whoever_waits_for_room_is_told_why_the_mailbox_was_closed(mailbox):
+async def test_a_caller_that_waits_for_room_gets_the_reason_why_the_mailbox_was_closed(mailbox):
     refused = []
 
     async def caller():

@@ -129,7 +129,7 @@ async def test_local_turns_and_waiting_callers_exclude_each_other():
                 assert counter.call_local(Counter.read) is NOT_LOCAL
                 await checkpoint()
         await counter.call(Counter.add_slowly)
-        # idle again, and nobody waits
+        # idle again, and no caller is waiting
         await until(lambda: counter.call_local(Counter.read) is not NOT_LOCAL)
 
 

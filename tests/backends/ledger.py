@@ -145,7 +145,7 @@ class PlainLedger(Ledger):
 
 
 class LedgerStore(Store[Ledger]):
-    """A store on a ledger; a line's first letter tells which belong together."""
+    """A store on a ledger; a line's first letter says which belong together."""
 
     def __init__(self, ledger: Ledger, **options) -> None:
         super().__init__(ledger, name="ledger", **options)

@@ -188,7 +188,7 @@ def test_equal_sets_have_one_encoding_in_every_process():
     assert len(found) == 1
 
 
-def test_a_refusal_tells_of_types_and_not_of_values():
+def test_a_refusal_names_types_and_not_values():
     class Secret:
         def __repr__(self):
             return "hunter2"

@@ -48,7 +48,7 @@ async def test_who_comes_first_is_first(visits):
     assert len(locks) == 0
 
 
-async def test_whoever_comes_while_a_lock_is_handed_on_is_behind_those_who_wait(visits):
+async def test_a_task_that_comes_while_a_lock_is_handed_on_is_behind_those_that_wait(visits):
     locks = KeyLocks()
     async with anyio.create_task_group() as task_group:
         async with locks.hold(KEY):
@@ -123,7 +123,7 @@ async def test_an_owner_that_is_cancelled_lets_go(visits):
     assert len(locks) == 0
 
 
-async def test_a_task_that_would_wait_for_itself_is_told_so(visits):
+async def test_a_task_that_would_wait_for_itself_gets_an_error(visits):
     locks = KeyLocks()
     async with anyio.create_task_group() as task_group, locks.hold(KEY):
         with pytest.raises(RuntimeError, match="this task holds the lock 'key' already"):
@@ -135,7 +135,7 @@ async def test_a_task_that_would_wait_for_itself_is_told_so(visits):
     assert visits.made == ["child"]
 
 
-async def test_a_task_that_was_handed_the_lock_is_told_so_too(visits):
+async def test_a_task_that_was_handed_the_lock_gets_the_same_error(visits):
     locks = KeyLocks()
 
     async def hold_twice():
@@ -268,7 +268,7 @@ class PostgreSQL:
         return rows[0][0]
 
     def end_leases(self):
-        """What the server does to a connection whose client is gone."""
+        """What the server does to a connection whose client has closed it."""
         self.server.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
         )
@@ -345,7 +345,7 @@ async def test_a_lease_that_ended_is_noticed_and_the_next_owner_is_left_alone(sh
         with anyio.fail_after(60):
             async with other._hold(KEY) as next_lease:
                 await wait_until(lambda: lease.lost)
-                # The sleeper gives back what it does not have any more.
+                # The sleeper releases what it no longer holds.
                 await sleeper._ask_locker(sleeper._adapter.unlock, lease.key, lease.token)
                 assert await other._ask_locker(
                     other._adapter.renew_lock, next_lease.key, next_lease.token

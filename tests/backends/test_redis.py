@@ -236,7 +236,7 @@ def test_a_password_is_taken_from_the_url(guarded):
     server.close()
 
 
-def test_missing_rights_are_told(guarded):
+def test_missing_rights_are_reported(guarded):
     server = RedisServer(f"valkey://ann:pass%2Fword@{guarded}/0")
     server.open()
     with pytest.raises(ConfigurationError, match=r"(?i)no permissions"):
@@ -244,7 +244,7 @@ def test_missing_rights_are_told(guarded):
     server.close()
 
 
-def test_missing_rights_to_what_a_script_does_are_told(guarded, valkey_server):
+def test_missing_rights_to_what_a_script_does_are_reported(guarded, valkey_server):
     valkey_server.execute("ACL", "SETUSER", "ann", "-rpush")
     server = RedisServer(f"valkey://ann:pass%2Fword@{guarded}/0")
     with pytest.raises(ConfigurationError, match="no permission"):
@@ -334,7 +334,7 @@ def assert_hidden(error):
     assert "hunter2" not in "".join(f"{one!r} {one}" for one in seen)
 
 
-def test_without_the_client_the_way_to_get_it_is_told():
+def test_without_the_client_the_error_says_how_to_get_it():
     code = """
 import sys
 from functools import partial

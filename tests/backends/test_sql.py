@@ -597,7 +597,7 @@ def test_a_row_that_is_locked_for_too_long_is_a_conflict(postgres_url, connect):
         ("XX000", StoreError),  # internal_error: nothing that a store expects
     ],
 )
-def test_what_the_server_says_is_told_as_what_it_means(postgres_url, connect, state, kind):
+def test_what_the_server_says_is_translated_to_what_it_means(postgres_url, connect, state, kind):
     database = connect(postgres_url)
 
     def meet() -> None:
@@ -717,7 +717,7 @@ def test_a_url_that_cannot_work_is_refused(url, said):
     assert said in refused(url)
 
 
-def test_a_wrong_password_is_told_and_not_shown(postgres_server):
+def test_a_wrong_password_is_reported_and_not_shown(postgres_server):
     with postgres_server.user_with_password("bot", "right") as url:
         assert 'password authentication failed for user "bot"' in refused(url("hunter2"))
         assert "no password supplied" in refused(url(""))
@@ -734,7 +734,7 @@ def test_a_user_who_is_not_there_is_named(postgres_server):
     assert 'role "nobody" does not exist' in refused(url)
 
 
-def test_a_user_who_may_not_make_tables_is_told(postgres_server, postgres_url):
+def test_a_user_who_may_not_create_tables_is_reported(postgres_server, postgres_url):
     name = postgres_url.partition("@/")[2].partition("?")[0]
     with postgres_server.user_with_password("bot", "right") as url:
         assert "permission denied for schema public" in refused(url("right", name))

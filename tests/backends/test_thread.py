@@ -56,7 +56,7 @@ async def test_what_a_function_raised_is_raised(thread):
     assert not any(error in frame.f_locals.values() for frame in frames[1:])
 
 
-async def test_what_follows_a_function_is_told_its_result_in_the_event_loop(thread):
+async def test_what_follows_a_function_gets_its_result_in_the_event_loop(thread):
     told = []
 
     def hear(result):

@@ -256,7 +256,7 @@ class GatedLedger(Ledger):
 
 
 class CountingLedger(Ledger):
-    """A database that tells how much its transaction has changed."""
+    """A database that reports how much its transaction has changed."""
 
     def changes(self):
         return len(self._pending)
@@ -580,7 +580,7 @@ def test_an_event_loop_that_ends_in_the_middle_of_a_batch_lets_it_end_before_clo
 
 
 async def test_what_was_refused_while_another_process_held_the_database_is_never_stored(tmp_path):
-    """The batch waits to begin for as long as its callers do; what they are told is final."""
+    """The batch waits to begin for as long as its callers do; the reply that they get is final."""
     path = tmp_path / "bot.db"
     async with FSMStore(f"sqlite:///{path}", call_timeout_ms=300) as store:
         await store.init("bot")

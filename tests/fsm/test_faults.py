@@ -199,7 +199,9 @@ def writing_elsewhere(path):
         connection.execute("ROLLBACK")
 
 
-async def test_whoever_finds_no_room_in_time_is_told_so_and_only_what_was_begun_is_stored(tmp_path):
+async def test_a_caller_that_finds_no_room_in_time_gets_an_error_and_only_what_was_begun_is_stored(
+    tmp_path,
+):
     refusals: list[str] = []
     options = {"mailbox_size": 2, "max_batch": 1, "call_timeout_ms": 300}
     async with FSMStore(f"sqlite:///{tmp_path / 'bot.db'}", **options) as store:
@@ -219,7 +221,7 @@ async def test_whoever_finds_no_room_in_time_is_told_so_and_only_what_was_begun_
         assert len(stored) <= 3
 
 
-async def test_whoever_finds_no_room_waits_for_it_and_is_served_in_order(url):
+async def test_a_caller_that_finds_no_room_waits_for_it_and_is_served_in_order(url):
     served = []
 
     async def update(number, *, task_status):

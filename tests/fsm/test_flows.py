@@ -168,7 +168,7 @@ async def test_contexts_of_two_keys_have_nothing_to_do_with_each_other(store, co
 
 # -- steps that are not declared -----------------------------------------------------------------
 
-#: What is done first, the step that is not declared, and what it is told as.
+#: What is done first, the step that is not declared, and how it is reported.
 WRONG_STEPS = {
     "a step without a flow": (
         None,
@@ -250,7 +250,7 @@ async def test_a_wrong_step_can_be_ignored(store, wrong_step, log):
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-async def test_a_function_can_be_told_of_a_wrong_step(store, wrong_step, is_async):
+async def test_a_function_can_be_notified_of_a_wrong_step(store, wrong_step, is_async):
     step, parts, text = wrong_step
     told: list[InvalidTransition] = []
 
@@ -314,7 +314,7 @@ async def test_of_many_updates_at_once_only_one_takes_a_step(contexts):
         assert await contexts[0].get_data() == {"a": 1}
 
 
-async def test_of_two_ways_that_part_only_one_is_gone(contexts):
+async def test_of_two_ways_that_part_only_one_is_taken(contexts):
     for _ in range(5):
         await contexts[0].start_flow("register")
         await contexts[0].set_state("get_email")

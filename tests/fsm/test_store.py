@@ -184,7 +184,7 @@ async def test_a_conversation_that_was_set_and_cleared_at_once_leaves_nothing(ur
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def telling_url(request, tmp_path):
-    """A database that tells of conversations that have ended."""
+    """A database that reports conversations that have expired."""
     if request.param == "memory":
         return "memory://"
     if request.param == "sqlite":
@@ -192,7 +192,7 @@ def telling_url(request, tmp_path):
     return request.getfixturevalue("postgres_url")
 
 
-async def test_more_conversations_than_one_sweep_takes_are_all_told_of(telling_url):
+async def test_more_conversations_than_one_sweep_takes_are_all_reported(telling_url):
     size, clock, told = 1_200, ManualClock(SEVENTIES_MS), []
     all_told = anyio.Event()
 
@@ -214,7 +214,7 @@ async def test_more_conversations_than_one_sweep_takes_are_all_told_of(telling_u
     assert sorted(told) == list(range(size))
 
 
-async def test_the_sweep_tells_of_no_conversation_that_only_begins(telling_url):
+async def test_the_sweep_reports_no_conversation_that_only_begins(telling_url):
     told = []
     async with FSMStore(telling_url, sweep_interval_ms=1) as store:
         store.events.subscribe(told.append)
@@ -390,7 +390,7 @@ async def test_an_adapter_of_ones_own_over_memory_is_asked_by_its_methods():
             assert await store.get_state(BOT, KEY) == FSMState("A")
 
 
-async def test_of_two_stores_on_one_adapter_the_one_that_runs_is_told():
+async def test_of_two_stores_on_one_adapter_the_one_that_runs_is_notified():
     adapter, told = MemoryFSMAdapter(max_conversations=1), []
     stores = [FSMStore(adapter=adapter, name=name) for name in ("one", "two")]
     for store in reversed(stores):

@@ -280,7 +280,7 @@ async def test_a_dispatcher_of_module_level_polls_stops_and_polls_again(sqlite_u
     assert len(telegram.said) == 50
 
 
-async def test_a_dispatcher_starts_and_stops_a_store_that_it_was_told_of(telegram, bot):
+async def test_a_dispatcher_starts_and_stops_a_store_that_was_registered(telegram, bot):
     store = FSMStore("memory://")
     dispatcher = Dispatcher(
         storage=TrunklineStorage(store), events_isolation=TrunklineEventIsolation(store)
@@ -567,7 +567,7 @@ async def test_a_bot_can_say_itself_what_is_stored_and_under_which_channel(line,
     assert told[0]["arrival"].session_key.channel == "tg"
 
 
-async def test_a_line_that_does_not_run_is_told_to_error_handlers_and_calls_no_handler(bot):
+async def test_a_line_that_does_not_run_is_reported_to_error_handlers_and_calls_no_handler(bot):
     told, errors = [], []
     dispatcher = line_dispatcher(Trunkline("memory://"), told)
 

@@ -50,8 +50,8 @@ async def storage(url):
 
 
 async def stored(storage: TrunklineStorage, key: StorageKey = KEY) -> FSMState | None:
-    place = (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
-    return await storage.store.get_state(f"aiogram:{key.bot_id}", place)
+    parts = (key.chat_id, key.user_id, key.thread_id, key.business_connection_id, key.destiny)
+    return await storage.store.get_state(f"aiogram:{key.bot_id}", parts)
 
 
 # -- states ----------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ async def test_data_is_replaced_as_a_whole(storage):
     assert await storage.get_value(KEY, "age", 7) == 7
 
 
-async def test_updating_merges_and_tells_the_merged_data(storage):
+async def test_updating_merges_and_returns_the_merged_data(storage):
     assert await storage.update_data(KEY, {"name": "Ada"}) == {"name": "Ada"}
     assert await storage.update_data(KEY, {}) == {"name": "Ada"}
     assert await storage.update_data(KEY, {"age": 36}) == {"name": "Ada", "age": 36}
@@ -340,13 +340,13 @@ async def test_a_given_store_stays_open_when_the_storage_is_closed():
         ).state == "asked"
 
 
-async def test_a_given_store_that_does_not_run_is_told_of_clearly():
+async def test_a_given_store_that_does_not_run_is_reported_clearly():
     storage = TrunklineStorage(FSMStore("memory://"))
     with pytest.raises(StoreUnavailable, match="enter it with 'async with', or await start"):
         await storage.get_state(KEY)
 
 
-async def test_starting_tells_of_a_wrong_url_at_once(tmp_path):
+async def test_starting_reports_a_wrong_url_at_once(tmp_path):
     storage = TrunklineStorage(f"sqlite:///{tmp_path}/missing/bot.db")
     with pytest.raises(ConfigurationError, match="missing"):
         await storage.start()

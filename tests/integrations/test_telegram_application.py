@@ -326,7 +326,7 @@ async def test_what_is_stored_while_users_are_busy_is_never_older_than_before(
 # -- errors ----------------------------------------------------------------------------------------
 
 
-async def test_error_handlers_are_told_what_cannot_be_stored_and_the_rest_is_stored(
+async def test_error_handlers_get_what_cannot_be_stored_and_the_rest_is_stored(
     sqlite_url, running, say, kind
 ):
     errors = []
@@ -359,7 +359,7 @@ async def test_a_wrong_url_ends_the_initialization(tmp_path, offline, request_):
         await application.initialize()
 
 
-async def test_a_given_store_that_does_not_run_is_told_of_clearly(offline, request_):
+async def test_a_given_store_that_does_not_run_is_reported_clearly(offline, request_):
     application = offline.build(TrunklinePersistence(FSMStore("memory://")), request_).build()
     with pytest.raises(StoreUnavailable, match="enter it with 'async with', or await start"):
         await application.initialize()

@@ -100,7 +100,7 @@ async def test_a_user_of_whom_nothing_is_known_is_remembered(persistence):
     assert await persistence.get_user_data() == {7: {}}
 
 
-async def test_what_is_dropped_is_gone_and_may_come_again(persistence):
+async def test_what_is_dropped_is_deleted_and_may_come_again(persistence):
     numbers = range(600)  # more than there are records
     async with anyio.create_task_group() as tasks:
         for number in numbers:
@@ -380,8 +380,8 @@ async def test_bot_data_is_written_again_if_nobody_knows_what_is_stored():
     class Doubtful(MemoryFSMAdapter):
         is_doubtful = False
 
-        def _write(self, place, kept):
-            super()._write(place, kept)
+        def _write(self, key, record):
+            super()._write(key, record)
             if self.is_doubtful:
                 raise StoreUnavailable("the connection broke; who knows whether it was committed")
 

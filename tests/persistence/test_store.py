@@ -621,7 +621,7 @@ def test_an_adapter_that_breaks_the_contract_fails_it(what_fails):
     assert "DID NOT RAISE" in what_fails
 
 
-def test_an_adapter_that_breaks_the_contract_is_told_what_was_compared(what_fails):
+def test_an_adapter_that_breaks_the_contract_is_shown_what_was_compared(what_fails):
     # Pytest shows both sides, since it has rewritten the suite's assertions.
     assert "Left contains one more item: Message(id='m'" in what_fails
 

@@ -1,4 +1,4 @@
-"""What a router tells its subscribers."""
+"""What a router publishes to its subscribers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def room(number: int) -> SessionKey:
 
 
 def subscribed(router: SessionRouter) -> list[Event]:
-    """A list of what is told from now on."""
+    """A list of what is published from now on."""
     events: list[Event] = []
     router.events.subscribe(events.append)
     return events
@@ -58,7 +58,7 @@ def make_router(clock, at_once):
     return make
 
 
-async def test_a_set_is_told_with_what_it_pushed_out_and_what_is_held(make_router):
+async def test_a_set_is_reported_with_what_it_evicted_and_what_is_held(make_router):
     async with make_router(max_entries_per_partition=2) as router:
         events = subscribed(router)
         for number in range(2):
@@ -81,7 +81,7 @@ async def test_a_set_is_told_with_what_it_pushed_out_and_what_is_held(make_route
         ]
 
 
-async def test_a_hit_is_told(make_router):
+async def test_a_hit_is_reported(make_router):
     async with make_router() as router:
         await router.set(ROOM, Route(1))
         events = subscribed(router)
@@ -99,7 +99,7 @@ async def test_a_hit_is_told(make_router):
         ]
 
 
-async def test_a_fallback_to_the_room_is_told_before_its_resolution(make_router):
+async def test_a_fallback_to_the_room_is_reported_before_its_resolution(make_router):
     async with make_router() as router:
         await router.set(ROOM, Route(1))
         events = subscribed(router)
@@ -107,14 +107,14 @@ async def test_a_fallback_to_the_room_is_told_before_its_resolution(make_router)
         assert events == fallback_events("partition_fallback", "thread_scope_miss", stale=False)
 
 
-async def test_a_fallback_of_the_caller_is_told(make_router):
+async def test_a_fallback_of_the_caller_is_reported(make_router):
     async with make_router() as router:
         events = subscribed(router)
         await router.resolve(THREAD, FALLBACK)
         assert events == fallback_events("provided_fallback", "miss", stale=False)
 
 
-async def test_each_expired_record_on_the_way_is_told(make_router, clock):
+async def test_each_expired_record_on_the_way_is_reported(make_router, clock):
     async with make_router() as router:
         await router.set(ROOM, Route(1))
         await router.set(THREAD, Route(1))
@@ -128,7 +128,7 @@ async def test_each_expired_record_on_the_way_is_told(make_router, clock):
         ]
 
 
-async def test_a_fallback_in_the_place_of_a_partition_is_told(make_router, for_long):
+async def test_a_fallback_instead_of_a_partition_is_reported(make_router, for_long):
     async with make_router(restart_policy=for_long) as router:
         await crash(router.partition(0))
         events = subscribed(router)
@@ -150,7 +150,7 @@ def fallback_events(source, reason, *, stale):
 
 
 @pytest.mark.parametrize("stale", [False, True])
-async def test_a_miss_is_told(make_router, clock, stale):
+async def test_a_miss_is_reported(make_router, clock, stale):
     async with make_router() as router:
         if stale:
             await router.set(ROOM, Route(1))
@@ -170,7 +170,7 @@ async def test_a_miss_is_told(make_router, clock, stale):
         assert [event.name for event in events] == ["stale", "resolved"][not stale :]
 
 
-async def test_a_get_of_an_expired_record_is_told(make_router, clock):
+async def test_a_get_of_an_expired_record_is_reported(make_router, clock):
     async with make_router() as router:
         await router.set(ROOM, Route(1))
         clock.advance_ms(10)
@@ -180,7 +180,9 @@ async def test_a_get_of_an_expired_record_is_told(make_router, clock):
         assert events == [RouteStale(instance="mine", partition=0, session_key=ROOM, reason="read")]
 
 
-async def test_a_prune_is_told_by_each_partition_that_had_something_to_prune(make_router, clock):
+async def test_a_prune_is_reported_by_each_partition_that_had_something_to_prune(
+    make_router, clock
+):
     async with make_router(partition_count=4) as router:
         spread = [0] * 4
         for number in range(2):
@@ -257,7 +259,7 @@ async def test_a_resolve_that_ends_in_partition_unavailable_is_counted_and_repor
         assert router.stats().total.misses == 2
 
 
-async def test_a_crash_and_the_restart_are_told(make_router):
+async def test_a_crash_and_the_restart_are_reported(make_router):
     async with make_router(partition_count=3) as router:
         events = subscribed(router)
         handle = router.partition(2)
@@ -272,7 +274,7 @@ async def test_a_crash_and_the_restart_are_told(make_router):
             events.clear()
 
 
-async def test_a_partition_is_up_when_its_restart_is_told(make_router):
+async def test_a_partition_is_up_when_its_restart_is_reported(make_router):
     async with make_router() as router:
         up = []
         router.events.subscribe(
@@ -287,7 +289,7 @@ async def test_a_partition_is_up_when_its_restart_is_told(make_router):
         assert up == [("crashed", False), ("restarted", True)]
 
 
-async def test_bad_input_is_not_told(make_router):
+async def test_bad_input_is_not_reported(make_router):
     async with make_router() as router:
         events = subscribed(router)
         with pytest.raises(ValueError, match="room_id"):
@@ -297,7 +299,7 @@ async def test_bad_input_is_not_told(make_router):
         assert events == []
 
 
-async def test_many_keys_are_told_one_by_one(make_router):
+async def test_many_keys_are_reported_one_by_one(make_router):
     async with make_router() as router:
         events = subscribed(router)
         await router.set_many({room(1): Route(1), room(2): Route(2)})
@@ -374,7 +376,7 @@ async def test_a_subscriber_that_raises_crashes_nothing(make_router, clock, log)
     assert all(entry["instance"] == "mine" for entry in failures)
 
 
-async def test_a_router_tells_nobody_after_the_last_has_unsubscribed(make_router, for_long):
+async def test_a_router_publishes_nothing_after_the_last_has_unsubscribed(make_router, for_long):
     async with make_router(restart_policy=for_long) as router:
         events: list[Event] = []
         unsubscribe = router.events.subscribe(events.append)

@@ -27,7 +27,7 @@ def test_routes_do_not_share_their_extra():
 
 
 @pytest.mark.parametrize("value", [Route(1), RouteRecord(Route(1), 1, 2)])
-def test_what_the_router_tells_cannot_be_changed(value):
+def test_what_the_router_returns_cannot_be_changed(value):
     field = value.__struct_fields__[0]
     with pytest.raises(AttributeError):
         setattr(value, field, None)

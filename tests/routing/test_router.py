@@ -114,7 +114,7 @@ async def test_get_does_not_fall_back():
             await router.get(THREAD)
 
 
-async def test_delete_tells_whether_there_was_a_record(clock):
+async def test_delete_returns_whether_there_was_a_record(clock):
     async with SessionRouter(clock=clock) as router:
         await router.set(ROOM, Route(1))
         await router.set(THREAD, Route(2), ttl_ms=1)
@@ -160,7 +160,7 @@ async def test_a_ttl_of_its_own_counts_for_one_call(clock):
         await router.get(THREAD)
 
 
-async def test_an_expired_route_is_told_once():
+async def test_an_expired_route_is_reported_once():
     clock = ManualClock()
     async with SessionRouter(ttl_ms=10, clock=clock) as router:
         await router.set(ROOM, Route(1))
@@ -503,7 +503,7 @@ async def test_a_provided_fallback_is_stored_for_the_default_time(clock):
             await router.resolve(ROOM)
 
 
-async def test_staleness_is_told_from_absence_until_the_record_is_pruned(clock):
+async def test_staleness_is_distinguished_from_absence_until_the_record_is_pruned(clock):
     async with SessionRouter(ttl_ms=10, clock=clock) as router:
         await router.set(room(1), Route(1))
         await router.set(room(2), Route(2))
@@ -588,7 +588,7 @@ async def test_capacity_holds_with_times_to_live_from_a_millisecond_to_a_year(cl
 
 
 def used_memory() -> tuple[int, int]:
-    """Blocks of Python's allocator, and bytes of the process where the system tells them."""
+    """Blocks of Python's allocator, and bytes of the process where the system reports them."""
     gc.collect()
     statm = Path("/proc/self/statm")
     resident = int(statm.read_text().split()[1]) * 4_096 if statm.exists() else 0
@@ -613,7 +613,7 @@ async def test_one_key_set_a_million_times_does_not_grow_the_process():
 # -- prune ---------------------------------------------------------------------------------------
 
 
-async def test_a_prune_by_hand_tells_what_it_did(clock):
+async def test_a_prune_by_hand_returns_what_it_did(clock):
     async with SessionRouter(partition_count=4, ttl_ms=10, clock=clock) as router:
         for number in range(30):
             await router.set(room(number), Route(1))
@@ -1120,7 +1120,7 @@ def test_a_clock_of_anything_but_milliseconds_is_refused(clock):
 # -- partitions ----------------------------------------------------------------------------------
 
 
-async def test_the_settings_are_told():
+async def test_the_settings_are_shown():
     config = RouterConfig(
         partition_count=3,
         ttl_ms=1,
@@ -1166,7 +1166,7 @@ async def test_a_partition_is_found_by_its_index_or_a_key_of_it():
         assert router.partition(4) is None
 
 
-async def test_routes_are_in_the_partition_that_is_told():
+async def test_routes_are_in_the_partition_that_is_named():
     async with SessionRouter(partition_count=5) as router:
         for number in range(50):
             await router.set(room(number), Route(1))
@@ -1346,7 +1346,7 @@ async def test_a_write_that_gave_up_waiting_is_never_done():
             await router.get(ROOM)
 
 
-async def test_a_bug_in_a_handler_is_told_with_its_cause(at_once):
+async def test_a_bug_in_a_handler_is_reported_with_its_cause(at_once):
     class Unready:
         """A route id that breaks the partition where it is compared."""
 

@@ -128,7 +128,7 @@ async def test_calls_for_many_count_every_key():
         assert counted(router) == {"entries": 10, "sets": 10, "hits": 10, "misses": 5}
 
 
-async def test_a_fallback_in_the_place_of_a_partition_is_counted(for_long):
+async def test_a_fallback_instead_of_a_partition_is_counted(for_long):
     async with SessionRouter(restart_policy=for_long) as router:
         await crash(router.partition(ROOM))
         await router.resolve(ROOM, FALLBACK)
@@ -170,7 +170,7 @@ async def test_counts_outlive_a_crash_and_restarts_are_counted(at_once):
         assert partition.restarts == router.stats().total.restarts == 3
 
 
-async def test_calls_that_wait_are_told(at_once):
+async def test_calls_that_wait_are_counted(at_once):
     async with SessionRouter(restart_policy=at_once) as router:
         index = router.route_partition(ROOM)
         await crash(router.partition(index))
@@ -186,7 +186,7 @@ async def test_calls_that_wait_are_told(at_once):
         assert router.stats().total.mailbox_depth == 0
 
 
-async def test_local_and_queued_calls_are_told_apart(at_once):
+async def test_local_and_queued_calls_are_counted_apart(at_once):
     async with SessionRouter(partition_count=1, restart_policy=at_once) as router:
         for _ in range(128):
             await router.set(ROOM, Route(1))

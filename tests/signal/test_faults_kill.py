@@ -97,7 +97,7 @@ class Ledger:
                     values |= {found.get(one) for one in ids_of(caller)}
                 assert len(values) == 1, f"half of a transaction: {values}"
                 assert values <= {self.committed.get(caller), *self.begun[caller]}
-                # What nobody was told of may stand; then it is what later rounds begin with.
+                # What was not acknowledged may stand; then it is what later rounds begin with.
                 (self.committed[caller],) = values
                 self.begun[caller].clear()
             counted = (await store.get("lid-mapping", ["count"]))["count"]

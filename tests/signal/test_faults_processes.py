@@ -226,7 +226,7 @@ async def test_a_process_that_sleeps_longer_than_its_lease_hears_of_it_and_store
     sleeper.start()
     assert await to_thread.run_sync(ready.wait, 30), "it never came up"
     async with SignalStore(valkey_url) as store:
-        # It writes elsewhere, so that only the lock tells the sleeper.
+        # It writes elsewhere, so that only the lock notifies the sleeper.
         async with store.transaction("ann") as tx:
             await tx.set({"session": {"ann": "mine"}})
         wake_up.set()

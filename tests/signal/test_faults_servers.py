@@ -38,7 +38,7 @@ def server(request):
 
 @contextmanager
 def killed(server):
-    """The server is gone inside, and back afterwards."""
+    """The server is unavailable inside, and back afterwards."""
     server.kill()
     try:
         yield

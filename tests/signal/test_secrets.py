@@ -71,7 +71,7 @@ async def test_a_bug_in_an_adapter_does_not_tell_what_is_stored(way, log):
     assert_no_secret(*told, log, events)
 
 
-async def test_a_table_that_is_gone_does_not_tell_what_was_to_be_stored(tmp_path, log):
+async def test_a_table_that_was_dropped_does_not_reveal_what_was_to_be_stored(tmp_path, log):
     async with SignalStore(f"sqlite:///{tmp_path}/signal.db") as store:
         await store.set({"session": {"ann": VALUE}})
         with sqlite3.connect(tmp_path / "signal.db") as connection:

@@ -197,7 +197,7 @@ async def test_a_full_mailbox_makes_callers_wait_and_loses_none_of_them(tmp_path
             assert await store.get(family, ids) == {str(n): n for n in range(200)}
 
 
-async def test_whoever_waits_too_long_for_room_in_a_mailbox_hears_of_it_and_stores_nothing():
+async def test_a_caller_that_finds_no_room_in_a_mailbox_in_time_gets_an_error_and_stores_nothing():
     adapter = GatedAdapter()
     heard = []
 

@@ -106,7 +106,9 @@ class LockTests:
                 await anyio.wait_all_tasks_blocked()
             assert order == ["first", "last"]
 
-    async def test_a_task_that_would_wait_for_itself_is_told_so(self, adapter: FSMAdapter) -> None:
+    async def test_a_task_that_would_wait_for_itself_gets_an_error(
+        self, adapter: FSMAdapter
+    ) -> None:
         async with FSMStore(adapter=adapter) as store:
             await store.init(BOT)
             with anyio.fail_after(60):
