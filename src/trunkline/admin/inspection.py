@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
+from msgspec.structs import replace
 
 from trunkline.admin.endpoint import Endpoint
 from trunkline.backends import Schema
@@ -82,35 +85,27 @@ def inspect_database(url: str, *, newest: int = 5, namespace: str | None = None)
 
 
 def _contents(endpoint: Endpoint, stores: list[str], namespace: str, newest: int) -> Contents:
-    adapters = {store: endpoint.adapter(store, namespace) for store in stores}
-    persistence, fsm, signal = map(adapters.get, ("persistence", "fsm", "signal"))
-    return Contents(
-        counts=persistence.counts() if isinstance(persistence, PersistenceAdapter) else None,
-        newest_messages=(
-            _newest_messages(persistence, newest)
-            if isinstance(persistence, PersistenceAdapter)
-            else ()
-        ),
-        conversations=_conversations(fsm) if isinstance(fsm, FSMAdapter) else None,
-        families=signal.summary() if isinstance(signal, SignalAdapter) else None,
-    )
-
-
-def _newest_messages(adapter: PersistenceAdapter, newest: int) -> tuple[NewestMessage, ...]:
-    return tuple(_with_names(adapter, message) for message in adapter.newest_messages(newest))
+    contents = Contents()
+    for adapter in (endpoint.adapter(store, namespace) for store in stores):
+        if isinstance(adapter, PersistenceAdapter):
+            messages = tuple(_with_names(adapter, one) for one in adapter.newest_messages(newest))
+            contents = replace(contents, counts=adapter.counts(), newest_messages=messages)
+        elif isinstance(adapter, FSMAdapter):
+            contents = replace(contents, conversations=_conversations(adapter))
+        elif isinstance(adapter, SignalAdapter):
+            contents = replace(contents, families=adapter.summary())
+    return contents
 
 
 def _with_names(adapter: PersistenceAdapter, message: Message) -> NewestMessage:
     sender_name = None
     if message.sender_id is not None:
-        try:
-            name = adapter.get_participant(message.sender_id).identity.get("name")
-        except NotFound:
-            pass  # what they said stays
-        else:
-            sender_name = name if isinstance(name, str) else None
+        with suppress(NotFound):  # what they said stays
+            sender_name = adapter.get_participant(message.sender_id).identity.get("name")
     return NewestMessage(
-        room_name=adapter.get_room(message.room_id).name, sender_name=sender_name, message=message
+        room_name=adapter.get_room(message.room_id).name,
+        sender_name=sender_name if isinstance(sender_name, str) else None,
+        message=message,
     )
 
 

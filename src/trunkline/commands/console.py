@@ -33,6 +33,7 @@ __all__ = (
     "progress_bar",
     "replace_unencodable",
     "terse_log",
+    "whole_number",
 )
 
 T = TypeVar("T")
@@ -94,6 +95,23 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The `type=` of an argument that is a whole number in this range."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        if most is not None and number > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {most:,}")
+        return number
+
+    return parse
 
 
 def discard_output() -> None:

@@ -18,7 +18,7 @@ from trunkline.admin import (
     NewestMessage,
     inspect_database,
 )
-from trunkline.commands.console import OK, StandardOutput, add_command
+from trunkline.commands.console import OK, StandardOutput, add_command, whole_number
 from trunkline.commands.rendering import counted, facts, json_line, note, printable, sections
 
 __all__ = ("add_inspect",)
@@ -60,7 +60,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--newest",
         metavar="N",
-        type=_count,
+        type=whole_number(0, 1_000),
         default=5,
         help="how many of the newest messages to show (default: %(default)s)",
     )
@@ -68,12 +68,6 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--json", action="store_true", help="print it as one line of JSON, and only that"
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > 1_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 1000")
-    return int(text)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from trunkline.commands.console import (
     interruptible_reads,
     print_error,
     progress_bar,
+    whole_number,
 )
 from trunkline.commands.rendering import json_line
 from trunkline.commands.replay_report import replay_report
@@ -89,7 +90,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             option,
             dest=setting,
             metavar="N",
-            type=_partition_count if setting == "partition_count" else _positive,
+            type=whole_number(1, _MAX_PARTITIONS if setting == "partition_count" else None),
             default=getattr(defaults, setting),
             help=f"{text} (default: %(default)s)",
         )
@@ -107,23 +108,6 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--json", action="store_true", help="print the report as one line of JSON, and only that"
     )
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return number
-
-
-def _partition_count(text: str) -> int:
-    number = _positive(text)
-    if number > _MAX_PARTITIONS:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MAX_PARTITIONS:,}")
-    return number
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -45,10 +45,8 @@ class StoreHandle:
             if namespace is not None:
                 raise ConfigurationError("a store has its namespace: give it with a URL alone")
             self.store = store
-        elif namespace is None:
-            self.store = FSMStore(store)
         else:
-            self.store = FSMStore(store, namespace=namespace)
+            self.store = FSMStore(store, namespace="default" if namespace is None else namespace)
         self._ttl_ms = ttl_ms
         self._is_running = False
         self._bots: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 from trunkline.errors import ConfigurationError
@@ -40,24 +41,14 @@ def trace_stores(*stores: _Traceable, tracer_provider: TracerProvider | None = N
     """
     tracer = get_tracer("trunkline", tracer_provider=tracer_provider)
     for store in stores:
-        store.tracing = _Spans(store.name, tracer)
+        store.tracing = partial(_span, tracer, store.name)
 
 
-class _Spans:
-    """Begins the spans of one store."""
-
-    def __init__(self, instance: str, tracer: Tracer) -> None:
-        self._instance = instance
-        self._tracer = tracer
-
-    def __call__(self, operation: str) -> AbstractContextManager[Any]:
-        return self._tracer.start_as_current_span(
-            f"{self._instance} {operation}",
-            kind=SpanKind.CLIENT,
-            attributes={
-                "trunkline.instance": self._instance,
-                "trunkline.operation": operation,
-            },
-            # The message of an error is no secret, but its traceback may quote one.
-            record_exception=False,
-        )
+def _span(tracer: Tracer, instance: str, operation: str) -> AbstractContextManager[Any]:
+    return tracer.start_as_current_span(
+        f"{instance} {operation}",
+        kind=SpanKind.CLIENT,
+        attributes={"trunkline.instance": instance, "trunkline.operation": operation},
+        # The message of an error is no secret, but its traceback may quote one.
+        record_exception=False,
+    )
