@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns
 
 import anyio
@@ -21,6 +23,7 @@ from trunkline.replay.report import (
     ReplayReport,
 )
 from trunkline.routing import Resolution, Route, RouterConfig, SessionKey, SessionRouter
+from trunkline.routing.table import RouteTable
 
 __all__ = ("replay",)
 
@@ -94,7 +97,9 @@ class _Run:
         partitions = [router.partition(index) for index in range(router.partition_count)]
         self._partitions = [ref for ref in partitions if ref is not None]
         self._conversations: dict[SessionKey, _Conversation] = {}
-        self._unlimited = _UnlimitedTables(router.config)
+        #: What the partitions would hold without a limit.
+        self._unlimited = [RouteTable(sys.maxsize) for _ in partitions]
+        self._unlimited_peaks = [0] * router.partition_count
         self._next_prune_ms = 0
         self._messages = 0
         self._first_ms = 0
@@ -122,13 +127,12 @@ class _Run:
                 self.away_seconds += perf_counter() - away_since
             if message.at_ms != self._clock.now_ms:
                 await self._move_to(message.at_ms)
-            conversation = self._conversations.get(message.session_key)
-            if conversation is None:
-                conversation = self._add(message.session_key)
+            key = message.session_key
+            conversation = self._conversations.get(key) or self._add(key)
             await self._answer_late(conversation)
-            await self._set(conversation.room)
-            if conversation.room is not conversation:
-                await self._set(conversation)
+            if conversation.room is not None:
+                await self._set(conversation.room)
+            await self._set(conversation)
             await self._resolve(conversation, self._replies)
             self._count_entries(conversation.partition)
             self._messages += 1
@@ -147,7 +151,7 @@ class _Run:
         if at_ms >= self._next_prune_ms:
             clock.now_ms = at_ms - (at_ms - self._next_prune_ms) % interval_ms
             self._next_prune_ms = clock.now_ms + interval_ms
-            if self._unlimited.prune(clock.now_ms):
+            if self._prune_unlimited():
                 await self._router.prune()
                 for index in range(len(self._partitions)):
                     self._count_entries(index)
@@ -157,7 +161,14 @@ class _Run:
         room = None
         if key.thread_id is not None:
             room = self._conversations.get(key.room_scope) or self._add(key.room_scope)
-        conversation = _Conversation(key, self._router.route_partition(key), room)
+        route = Route(
+            key.room_id,
+            channel_type=key.channel,
+            bridge_id=key.bridge_id,
+            room_id=key.room_id,
+            thread_id=key.thread_id,
+        )
+        conversation = _Conversation(key, self._router.route_partition(key), route, room)
         self._conversations[key] = conversation
         return conversation
 
@@ -187,8 +198,18 @@ class _Run:
         return resolution
 
     async def _set(self, conversation: _Conversation) -> None:
-        await self._router.set(conversation.key, conversation.route)
-        self._unlimited.set(conversation, self._clock.now_ms)
+        key, route, index = conversation.key, conversation.route, conversation.partition
+        await self._router.set(key, route)
+        conversation.set_at_ms = now_ms = self._clock.now_ms
+        table = self._unlimited[index]
+        table.store(key, route, now_ms, now_ms + self._router.config.ttl_ms)
+        self._unlimited_peaks[index] = max(self._unlimited_peaks[index], len(table))
+
+    def _prune_unlimited(self) -> bool:
+        """Prune what would be held without a limit, and return whether anything has expired."""
+        expired_by = self._clock.now_ms - self._router.config.stale_retention_ms
+        removed = [table.remove_expired(expired_by, sys.maxsize)[0] for table in self._unlimited]
+        return any(removed)
 
     def _count_entries(self, index: int) -> None:
         entries = self._partitions[index].peek(len, 0)
@@ -239,7 +260,7 @@ class _Run:
                 PartitionReport(
                     entries=partition.entries,
                     peak_entries=self._partition_peaks[index],
-                    needed_entries=self._unlimited.peaks[index],
+                    needed_entries=self._unlimited_peaks[index],
                     evicted=partition.evicted,
                 )
                 for index, partition in enumerate(stats.partitions)
@@ -247,60 +268,17 @@ class _Run:
         )
 
 
+@dataclass(slots=True, eq=False)
 class _Conversation:
     """A room or thread of the log."""
 
-    __slots__ = ("key", "partition", "room", "route", "set_at_ms")
-
+    key: SessionKey
+    partition: int
+    route: Route
+    #: That of a thread.
+    room: _Conversation | None
     #: When its route was last set; `None` if it never was.
-    set_at_ms: int | None
-
-    def __init__(self, key: SessionKey, partition: int, room: _Conversation | None) -> None:
-        self.key = key
-        self.partition = partition
-        self.room = self if room is None else room
-        self.set_at_ms = None
-        self.route = Route(
-            key.room_id,
-            channel_type=key.channel,
-            bridge_id=key.bridge_id,
-            room_id=key.room_id,
-            thread_id=key.thread_id,
-        )
-
-
-class _UnlimitedTables:
-    """The routes that partitions of unlimited capacity would hold, in the order of their sets."""
-
-    def __init__(self, config: RouterConfig) -> None:
-        #: The highest number of routes in each partition so far.
-        self.peaks = [0] * config.partition_count
-        self._counts = [0] * config.partition_count
-        self._lifetime_ms = config.ttl_ms + config.stale_retention_ms
-        self._by_age: OrderedDict[_Conversation, None] = OrderedDict()
-
-    def set(self, conversation: _Conversation, now_ms: int) -> None:
-        conversation.set_at_ms = now_ms
-        if conversation in self._by_age:
-            self._by_age.move_to_end(conversation)
-            return
-        self._by_age[conversation] = None
-        index = conversation.partition
-        self._counts[index] += 1
-        self.peaks[index] = max(self.peaks[index], self._counts[index])
-
-    def prune(self, now_ms: int) -> bool:
-        """Prune, and return whether anything has expired."""
-        set_before_ms = now_ms - self._lifetime_ms
-        pruned = False
-        while self._by_age:
-            oldest = next(iter(self._by_age))
-            if oldest.set_at_ms > set_before_ms:  # type: ignore[operator]
-                break
-            del self._by_age[oldest]
-            self._counts[oldest.partition] -= 1
-            pruned = True
-        return pruned
+    set_at_ms: int | None = None
 
 
 class _Histogram:
