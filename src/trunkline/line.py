@@ -44,7 +44,7 @@ FSMPart: TypeAlias = str | FSMAdapter | FSMStore | None
 SignalPart: TypeAlias = str | SignalAdapter | SignalStore | None
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """An inbound message, as `ingest` has stored it."""
 
     #: The conversation: its route is set.

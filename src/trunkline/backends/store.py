@@ -92,14 +92,14 @@ class Store(Service, Generic[AdapterT]):
             workers=len(workers),
         )
 
-    # Not async themselves: one coroutine less for each call.
+    # Few of these are async themselves: a coroutine costs time in each call.
 
     def _read(self, method: Callable[[AdapterT, *Ts], R], *args: *Ts) -> Awaitable[R]:
         """Call a method of the adapter that changes nothing."""
         workers = self._readers or self._writers
         # Reads need no order among themselves: to the worker that has least to do.
         worker = min(workers, key=_pending) if len(workers) > 1 else self._one_of(workers)
-        return self._call(worker, method, args)
+        return self._call(worker, method, args, {})
 
     def _write(
         self, order_by: Hashable, method: Callable[[AdapterT, *Ts], R], *args: *Ts
@@ -112,30 +112,32 @@ class Store(Service, Generic[AdapterT]):
         worker = (
             workers[hash(order_by) % len(workers)] if len(workers) > 1 else self._one_of(workers)
         )
-        return self._call(worker, method, args, order_by=order_by)
+        return self._call(worker, method, args, {"order_by": order_by})
 
-    async def _call(
+    def _call(
         self,
         worker: ActorRef[Any],
         method: Callable[..., R],
         args: tuple[Any, ...],
-        **order: Hashable,
-    ) -> R:
-        result: Any
+        order: Mapping[str, Hashable],
+    ) -> Awaitable[R]:
+        call = self._queue if self._adapter.blocking else self._perform
         if self.tracing is None:
-            # Only a `DirectWorker` has local turns.
-            result = (
-                NOT_LOCAL
-                if self._adapter.blocking
-                else worker.call_local(DirectWorker.perform, method, *args)
-            )
-            if result is NOT_LOCAL:
-                result = await self._queue(worker, method, args, order)
-        else:
-            with self.tracing(method.__name__):
-                result = await self._queue(worker, method, args, order)
-        answer: R = result
-        return answer
+            return call(worker, method, args, order)
+        return self._trace(self.tracing(method.__name__), call(worker, method, args, order))
+
+    async def _perform(
+        self,
+        worker: ActorRef[Any],
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        order: Mapping[str, Hashable],
+    ) -> Any:
+        """Call a `DirectWorker`: at once if its turn is now."""
+        result = worker.call_local(DirectWorker.perform, method, *args)
+        if result is NOT_LOCAL:
+            return await self._queue(worker, DirectWorker.perform, (method, *args), {})
+        return result
 
     async def _queue(
         self,
@@ -145,11 +147,13 @@ class Store(Service, Generic[AdapterT]):
         order: Mapping[str, Hashable],
     ) -> Any:
         try:
-            if self._adapter.blocking:
-                return await worker.ask(method, args, order)
-            return await worker.ask(DirectWorker.perform, (method, *args), {})
+            return await worker.ask(method, args, order)
         except (ActorStopped, CallTimeout) as error:
             raise StoreUnavailable(str(error)) from error
+
+    async def _trace(self, context: AbstractContextManager[Any], call: Awaitable[R]) -> R:
+        with context:
+            return await call
 
     def _one_of(self, workers: tuple[ActorRef[Any], ...]) -> ActorRef[Any]:
         if not workers:
@@ -196,7 +200,7 @@ class Store(Service, Generic[AdapterT]):
 
     async def _ask_locker(self, method: Callable[..., Any], *args: Any) -> Any:
         assert self._locker is not None
-        return await self._call(self._locker, method, args)
+        return await self._call(self._locker, method, args, {})
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, Any]:

@@ -90,9 +90,7 @@ class ThreadWorker(BatchActor):
 
     async def handle_batch(self, calls: Sequence[Call]) -> Sequence[Call]:
         # What met another transaction in the batch before would hold up this one: it comes last.
-        met = [call for call in calls if isinstance(call.error, Conflict)]
-        keys = {_order(call) for call in met}
-        together = [call for call in calls if _order(call) not in keys]
+        together, last = _split(calls)
 
         def reply_all(to_repeat: Sequence[Call]) -> None:
             if not to_repeat:
@@ -101,9 +99,7 @@ class ThreadWorker(BatchActor):
 
         # Not by this task, which continues a turn of the event loop later.
         to_repeat = await self._thread.run(self._run_batch, together, then=reply_all)
-        again = await self._run_singly(
-            [*to_repeat, *(call for call in calls if _order(call) in keys)]
-        )
+        again = await self._run_singly([*to_repeat, *last])
         for call in calls:
             if call.error is not None and not isinstance(call.error, TrunklineError):
                 assert isinstance(call.error, Exception)
@@ -188,6 +184,17 @@ class ThreadWorker(BatchActor):
                 raise
             except TrunklineError as error:
                 call.error = error
+
+
+def _split(calls: Sequence[Call]) -> tuple[Sequence[Call], Sequence[Call]]:
+    """Calls to run together; those that met another transaction, with all of their orders."""
+    met = {_order(call) for call in calls if isinstance(call.error, Conflict)}
+    if not met:
+        return calls, ()
+    return (
+        [call for call in calls if _order(call) not in met],
+        [call for call in calls if _order(call) in met],
+    )
 
 
 def _order(call: Call) -> Hashable:

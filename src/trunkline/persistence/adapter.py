@@ -74,7 +74,7 @@ class DirectoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     external_id: str | None = None
 
 
-class Inbound(msgspec.Struct, frozen=True):
+class Inbound(msgspec.Struct, frozen=True, gc=False):
     """A message that came in, with what it came from."""
 
     room: Room

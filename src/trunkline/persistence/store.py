@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from msgspec.structs import replace
@@ -683,10 +683,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
             raise InvalidModel(f"thread {thread.id!r} has no external_thread_id")
         return await self.save_new_inbound(inbound)
 
-    async def save_new_inbound(self, inbound: Inbound) -> Inbound:
+    def save_new_inbound(self, inbound: Inbound) -> Awaitable[Inbound]:
         """As `save_inbound`, for the result of `new_inbound`, which is not checked again."""
         binding = inbound.binding
-        return await self._write(
+        return self._write(
             (binding.channel, binding.bridge_id, str(binding.external_room_id)),
             PersistenceAdapter.save_inbound,
             inbound,

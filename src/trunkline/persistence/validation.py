@@ -44,8 +44,12 @@ _HUGE = 10 ** (_LONGEST_ID - 1)
 _DEEPEST = 500
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the models."""
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Base of the models.
+
+    What JSON holds has no cycles, and so the garbage collector need not look at models. With many
+    calls under way at once it would do so with each batch.
+    """
 
     #: Fields whose values appear in no repr and no error; unknown fields are then secret as well.
     secret_fields: ClassVar[frozenset[str]] = frozenset()
