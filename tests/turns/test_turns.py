@@ -1,4 +1,4 @@
-"""Turns over an inbox in memory: what a bot sees of them."""
+"""Turns as a bot sees them, over an inbox on every database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trunkline import Inbox, TurnPolicy, Turns
 KEY = ("telegram", "bot", "42")
 
 
-async def test_items_that_come_while_a_turn_runs_are_the_next_turn_together():
+async def test_items_that_come_while_a_turn_runs_are_the_next_turn_together(url):
     handled = []
     begun, go_on = anyio.Event(), anyio.Event()
 
@@ -18,7 +18,7 @@ async def test_items_that_come_while_a_turn_runs_are_the_next_turn_together():
         begun.set()
         await go_on.wait()
 
-    async with Inbox("memory://") as inbox, Turns(inbox, answer) as turns:
+    async with Inbox(url) as inbox, Turns(inbox, answer) as turns:
         await inbox.accept(KEY, "one")
         await begun.wait()
         await inbox.accept(KEY, "two")
@@ -28,7 +28,7 @@ async def test_items_that_come_while_a_turn_runs_are_the_next_turn_together():
     assert handled == [["one"], ["two", "three"]]
 
 
-async def test_a_handler_that_raises_is_tried_again_and_then_its_items_have_failed():
+async def test_a_handler_that_raises_is_tried_again_and_then_its_items_have_failed(url):
     attempts = []
 
     async def answer(turn):
@@ -36,7 +36,7 @@ async def test_a_handler_that_raises_is_tried_again_and_then_its_items_have_fail
         raise ValueError("no answer")
 
     policy = TurnPolicy(max_attempts=3, retry_delay_ms=1)
-    async with Inbox("memory://") as inbox, Turns(inbox, answer, policy) as turns:
+    async with Inbox(url) as inbox, Turns(inbox, answer, policy) as turns:
         await inbox.accept(KEY, "hi")
         await turns.idle()
         failed = await inbox.list("failed")
@@ -44,13 +44,13 @@ async def test_a_handler_that_raises_is_tried_again_and_then_its_items_have_fail
     assert [(item.payload, item.attempt) for item in failed] == [("hi", 3)]
 
 
-async def test_an_item_that_comes_twice_is_handled_once():
+async def test_an_item_that_comes_twice_is_handled_once(url):
     handled = []
 
     async def answer(turn):
         handled.extend(item.payload for item in turn.items)
 
-    async with Inbox("memory://") as inbox, Turns(inbox, answer) as turns:
+    async with Inbox(url) as inbox, Turns(inbox, answer) as turns:
         first = await inbox.accept(KEY, "hi", external_id=1)
         await turns.idle()
         again = await inbox.accept(KEY, "hi", external_id="1")

@@ -162,6 +162,7 @@ def _register_built_in() -> None:
         "persistence": "trunkline.persistence.sql:SQLPersistenceAdapter",
         "fsm": "trunkline.fsm.sql:SQLFSMAdapter",
         "signal": "trunkline.signal.sql:SQLSignalAdapter",
+        "inbox": "trunkline.turns.sql:SQLInboxAdapter",
     }
     redis = {
         "fsm": "trunkline.fsm.redis:RedisFSMAdapter",

@@ -396,6 +396,16 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def delete(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+    ) -> None:
+        """Delete the rows of `table` with these keys, as `find` finds them."""
+
+    @abstractmethod
     def position(self, column: Any, text: str) -> Any:
         """Where `text` begins in `column`, counted from 1; 0 if it does not occur."""
 
@@ -408,9 +418,32 @@ class Database(ABC):
         """
         return select
 
-    @abstractmethod
     def lock_key(self, key: str) -> None:
         """Wait until no other transaction holds `key`, and hold it until this one ends."""
+        self.lock_keys([key])
+
+    @abstractmethod
+    def lock_keys(self, keys: Collection[str]) -> None:
+        """`lock_key` for many keys, in an order that every process keeps."""
+
+    # -- other processes ---------------------------------------------------------------------------
+
+    def clock_ms(self) -> int | None:
+        """The server's clock: milliseconds since 1970; `None` if this machine's is as good."""
+        return None
+
+    @abstractmethod
+    def notify(self, channel: str, sender: str) -> None:
+        """Wake those that `wait_notice` on `channel`, once this transaction is committed.
+
+        Args:
+            channel: what it is about.
+            sender: who has changed something.
+        """
+
+    @abstractmethod
+    def wait_notice(self, channel: str, sender: str, timeout_ms: int) -> bool:
+        """Wait for a notice of anybody but `sender`, outside a transaction; whether one came."""
 
 
 def upsert_of(table: sa.Table, insert: Any) -> Any:

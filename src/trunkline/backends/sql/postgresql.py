@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
+from xxhash import xxh3_64_hexdigest
 
 from trunkline.backends.errors import Conflict, ConnectionLost
 from trunkline.backends.sql.database import Database, Result, StatementOf
@@ -59,6 +60,8 @@ class PostgreSQL(Database):
     writes_concurrently: ClassVar = True
     lease_ms: ClassVar = 15_000
     _changes = 0
+    #: The connection that listens for notices.
+    _listens_on = 0
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -187,8 +190,48 @@ class PostgreSQL(Database):
     ) -> sa.Select[Any]:
         return select.with_for_update(skip_locked=skip_locked, key_share=key_share, read=key_share)
 
-    def lock_key(self, key: str) -> None:
-        self.connection.execute(_LOCK_KEY, {"key": key})
+    def lock_keys(self, keys: Collection[str]) -> None:
+        if keys:
+            self.connection.execute(_LOCK_KEYS, {"keys": [*keys]})
+
+    def delete(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+    ) -> None:
+        if keys:
+            names = [column.name for column in by or table.primary_key]
+            lists = {name: [key[place] for key in keys] for place, name in enumerate(names)}
+            self.connection.execute(_delete(table, tuple(by)), lists)
+
+    # -- other processes -------------------------------------------------------------------------
+
+    def clock_ms(self) -> int | None:
+        return int(self.connection.execute(_CLOCK).scalar_one())
+
+    def notify(self, channel: str, sender: str) -> None:
+        name = _channel_name(channel)
+        self.connection.execute(_NOTIFY, {"channel": name, "sender": sender})
+
+    def wait_notice(self, channel: str, sender: str, timeout_ms: int) -> bool:
+        if self._listens_on != self.connections or self._connection is None:
+            with self.transaction():
+                self.connection.exec_driver_sql(f'LISTEN "{_channel_name(channel)}"')
+            self._listens_on = self.connections
+        try:
+            notices = [*self._driver.notifies(timeout=timeout_ms / 1000, stop_after=1)]
+        except self._driver_error as error:
+            self._drop_connection()
+            raise ConnectionLost(f"{self.component} at {self.shown_url}: {error}") from None
+        return any(notice.payload != sender for notice in notices)
+
+    @property
+    def _driver_error(self) -> type[Exception]:
+        from psycopg import Error
+
+        return Error
 
     # -- errors ----------------------------------------------------------------------------------
 
@@ -256,7 +299,32 @@ def _find(
     )
 
 
-_LOCK_KEY = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+@cache
+def _delete(table: sa.Table, by: tuple[sa.Column[Any], ...]) -> sa.TextClause:
+    """Takes the keys as one list of texts for each part of a key."""
+    keys = [column.name for column in by or table.primary_key]
+    parts = ", ".join(f"CAST(:{key} AS text[])" for key in keys)
+    same = " AND ".join(f"one.{key} = wanted.{key}" for key in keys)
+    return sa.text(
+        f"DELETE FROM {table.name} AS one USING unnest({parts}) AS wanted ({', '.join(keys)})"
+        f" WHERE {same}"
+    )
+
+
+_LOCK_KEYS = sa.text(
+    "SELECT pg_advisory_xact_lock(number) FROM (SELECT hashtextextended(key, 0) AS number"
+    " FROM unnest(CAST(:keys AS text[])) AS given (key) ORDER BY number) AS ordered"
+)
+
+_CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+
+_NOTIFY = sa.text("SELECT pg_notify(:channel, :sender)")
+
+
+@cache
+def _channel_name(channel: str) -> str:
+    """A name that PostgreSQL takes, which is at most 63 characters."""
+    return f"trunkline_{xxh3_64_hexdigest(channel.encode())}"
 
 
 def _connect(_dialect: object, _record: object, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from itertools import chain
 from math import inf
 from operator import itemgetter
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, ClassVar, cast
 
 import msgspec
@@ -38,6 +38,21 @@ _LOCK_WAIT = 0.1
 #: How many steps of its virtual machine SQLite takes between two looks at the clock: about 1 ms.
 _STEPS_A_LOOK = 20_000
 
+#: Between two looks for notices of other processes, in seconds. Each takes some microseconds.
+_POLL = 0.05
+
+#: Notices of other processes: of each sender the number of its notices on a channel.
+_CREATE_NOTICES = (
+    "CREATE TABLE IF NOT EXISTS trunkline_notices (channel TEXT NOT NULL, sender TEXT NOT NULL,"
+    " number INTEGER NOT NULL, PRIMARY KEY (channel, sender)) WITHOUT ROWID"
+)
+_NOTIFY = (
+    "INSERT INTO trunkline_notices VALUES (?, ?, 1)"
+    " ON CONFLICT (channel, sender) DO UPDATE SET number = number + 1"
+)
+_HAS_NOTICES = "SELECT 1 FROM sqlite_master WHERE name = 'trunkline_notices'"
+_READ_NOTICES = "SELECT sender, number FROM trunkline_notices WHERE channel = ? AND sender <> ?"
+
 #: Rows that one statement stores at most; SQLite takes some 30,000 values.
 _ROWS_A_STATEMENT = 128
 
@@ -60,6 +75,12 @@ class SQLite(Database):
     #: Whether statements may take as long as they take, and when the one under way is overdue.
     _is_untimed = False
     _deadline = inf
+
+    #: The connection on which the table of notices is known to exist; what the last look at it
+    #: found, and the version of the database then.
+    _notices_on = 0
+    _notices: Sequence[Any] | None = None
+    _version: object = None
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -208,8 +229,48 @@ class SQLite(Database):
     def position(self, column: Any, text: str) -> Any:
         return sa.func.instr(column, text)
 
-    def lock_key(self, key: str) -> None:
+    def lock_keys(self, keys: Collection[str]) -> None:
         """A transaction that writes is alone."""
+
+    def delete(
+        self,
+        table: sa.Table,
+        keys: Collection[Sequence[str]],
+        *,
+        by: Sequence[sa.Column[Any]] = (),
+    ) -> None:
+        if keys:
+            wanted = msgspec.json.encode([tuple(key) for key in keys])
+            self._drive(_delete(table, tuple(by)), [wanted.decode()])
+
+    # -- other processes -------------------------------------------------------------------------
+
+    def notify(self, channel: str, sender: str) -> None:
+        if self._notices_on != self.connections:
+            self._drive(_CREATE_NOTICES)
+            self._notices_on = self.connections
+        self._drive(_NOTIFY, (channel, sender))
+
+    def wait_notice(self, channel: str, sender: str, timeout_ms: int) -> bool:
+        deadline = monotonic() + timeout_ms / 1000
+        while True:
+            with self.transaction(read_only=True):
+                version = self.data_version()
+                if version != self._version:
+                    self._version = version
+                    notices = self._read_notices(channel, sender)
+                    before, self._notices = self._notices, notices
+                    if before is not None and notices != before:
+                        return True
+            if monotonic() >= deadline:
+                return False
+            sleep(min(_POLL, max(deadline - monotonic(), 0.0)))
+
+    def _read_notices(self, channel: str, sender: str) -> Sequence[Any]:
+        """Who has sent how many notices, but for `sender`."""
+        if not self._drive(_HAS_NOTICES).rows:
+            return ()
+        return self._drive(_READ_NOTICES, (channel, sender)).rows
 
     # -- errors ----------------------------------------------------------------------------------
 
@@ -275,6 +336,16 @@ def _find(
     return (
         f"SELECT {given} FROM (SELECT {parts} FROM json_each(?)) AS wanted"
         f" CROSS JOIN {table.name} AS one ON {same}"
+    )
+
+
+@cache
+def _delete(table: sa.Table, by: tuple[sa.Column[Any], ...]) -> str:
+    """Takes the keys as one text of JSON."""
+    keys = [column.name for column in by or table.primary_key]
+    parts = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(keys)))
+    return (
+        f"DELETE FROM {table.name} WHERE ({', '.join(keys)}) IN (SELECT {parts} FROM json_each(?))"
     )
 
 
