@@ -23,7 +23,7 @@ from trunkline.actors.log import Log
 from trunkline.cli import main
 
 #: For reads from a process that may hang instead.
-PATIENCE = 60
+PATIENCE = 300
 
 
 def line(minute, room_id="#python", thread_id=None):

@@ -30,7 +30,7 @@ from trunkline.signal.adapter import KeyName, Versioned
 from trunkline.signal.memory import MemorySignalAdapter
 
 #: For a process that may hang instead.
-PATIENCE = 60
+PATIENCE = 300
 
 KEPT_IN_VALKEY = ["fsm", "signal"]
 

@@ -17,7 +17,7 @@ def modules_after(statement: str) -> set[str]:
         [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules)"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     return {name.partition(".")[0] for name in done.stdout.split()}

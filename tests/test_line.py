@@ -295,7 +295,7 @@ anyio.run(main)
 """
     url = f"sqlite:///{tmp_path / 'bot.db'}"
     programs = [subprocess.Popen([sys.executable, "-c", program, url]) for _ in range(3)]
-    assert [program.wait(timeout=60) for program in programs] == [0, 0, 0]
+    assert [program.wait(timeout=300) for program in programs] == [0, 0, 0]
     async with Trunkline(url) as line:
         counts = await line.persistence.counts()
     assert (counts["rooms"], counts["participants"], counts["messages"]) == (5, 7, 100)

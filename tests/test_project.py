@@ -56,7 +56,7 @@ ADAPTER, INTEGRATION = re.findall(
 
 def run_python(*arguments, cwd):
     command = [sys.executable, "-W", "error", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 #: A test of the guide's adapter beside its contract: `trunkline copy` to it, and from it.

@@ -29,7 +29,7 @@ def test_a_python_snippet_runs_as_it_stands(number: int, tmp_path: Path) -> None
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -218,7 +218,7 @@ sys.exit(pytest.main(sys.argv[1:]))
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     skipped = contract != "PersistenceContract"

@@ -47,7 +47,7 @@ def test_a_program_that_does_not_configure_logging_gets_the_log_on_standard_erro
         [sys.executable, "-c", textwrap.dedent(CRASH)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stdout == ""

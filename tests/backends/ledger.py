@@ -22,10 +22,10 @@ class Gate:
 
     def pass_through(self) -> None:
         self._reached.set()
-        assert self._opened.wait(10), "the test never opened the gate"
+        assert self._opened.wait(120), "the test never opened the gate"
 
     async def reached(self) -> None:
-        assert await to_thread.run_sync(self._reached.wait, 10), "no operation came to the gate"
+        assert await to_thread.run_sync(self._reached.wait, 120), "no operation came to the gate"
 
     def open(self) -> None:
         self._opened.set()

@@ -397,7 +397,7 @@ def test_processes_that_open_a_database_at_once_make_its_schema_once(url, tmp_pa
     for opener in openers:
         opener.start()
     for opener in openers:
-        opener.join(30)
+        opener.join(300)
     assert [opener.exitcode for opener in openers] == [0] * count
     assert failures.empty(), failures.get()
 
@@ -771,7 +771,7 @@ def test_without_the_driver_the_extra_is_named():
         "except Exception as error: print(type(error).__name__, error)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
     )
     assert run.stdout.startswith("ConfigurationError 'postgresql://bot:***@host/db' needs psycopg")
     assert "pip install 'trunkline[postgres]'" in run.stdout

@@ -13,7 +13,6 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from tests.actors.conftest import until
 from tests.backends.ledger import Book, Bug, Gate, Ledger, LedgerStore, PlainLedger
 from trunkline.actors import RestartPolicy
 from trunkline.backends import Conflict, ConnectionLost
@@ -36,6 +35,13 @@ class Outcomes:
             self.results[name] = await call()
         except Exception as error:
             self.errors[name] = error
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for the store's thread, which needs the interpreter too: sleep, and not only yield."""
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.001)
 
 
 @asynccontextmanager

@@ -171,7 +171,7 @@ class owner:  # noqa: N801
 
     def __enter__(self):
         self._process.start()
-        assert self._ready.wait(30), "it never got the lock"
+        assert self._ready.wait(120), "it never got the lock"
         return self._process
 
     def __exit__(self, *_error):
@@ -202,7 +202,7 @@ def talk_until_killed(url, journal, backend, seed):
     ready = processes.Event()
     process = processes.Process(target=talk_for_ever, args=(url, journal, ready, backend, seed))
     process.start()
-    assert ready.wait(30), "it never came up"
+    assert ready.wait(120), "it never came up"
     # Until every conversation has got somewhere, wherever that is.
     while len({key for key, number in read_journal(journal) if number > 2 + seed}) < 8:
         assert process.is_alive()

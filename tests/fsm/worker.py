@@ -30,7 +30,7 @@ def run_processes(target: Any, url: str, *arguments: Any) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode == 0
 
 
@@ -46,7 +46,7 @@ def add_names(url: str, start: Any, backend: str, number: int) -> None:
     async def main() -> None:
         async with FSMStore(url, call_timeout_ms=30_000) as store:
             await store.init(BOT)
-            start.wait(30)
+            start.wait(120)
 
             async def add(task: int) -> None:
                 await store.update_data(BOT, KEY, {f"{number}-{task}": task})
@@ -63,7 +63,7 @@ def take_steps(url: str, start: Any, backend: str, number: int, folder: Path, si
         journal = Journal(folder / str(number))
         async with FSMStore(url, call_timeout_ms=30_000) as store:
             await store.init(BOT)
-            start.wait(30)
+            start.wait(120)
 
             async def step(key: int) -> None:
                 context = FSMContext(store, BOT, key, [STEPS], on_invalid_transition="ignore")
@@ -82,7 +82,7 @@ def count_visits(url: str, start: Any, backend: str, _number: int, path: Path, v
     async def main() -> None:
         async with FSMStore(url, call_timeout_ms=30_000) as store:
             await store.init(BOT)
-            start.wait(30)
+            start.wait(120)
 
             async def visit(_task: int) -> None:
                 async with store.lock(BOT, KEY):

@@ -44,7 +44,7 @@ def lost_updates(url: str, kind: type[TrunklineStorage]) -> int:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(300)
         assert worker.exitcode == 0
     return anyio.run(_count_lost, url)
 
@@ -53,7 +53,7 @@ def end_conversations(url: str, kind: type[TrunklineStorage], start: Any) -> Non
     async def main() -> None:
         async with _storage(url, kind) as storage:
             await _for_all(KEYS, lambda key: storage.set_state(key, "asked"))
-            start.wait(60)
+            start.wait(120)
             await _for_all(KEYS, lambda key: storage.set_state(key, None))
 
     anyio.run(main)
@@ -62,7 +62,7 @@ def end_conversations(url: str, kind: type[TrunklineStorage], start: Any) -> Non
 def add_names(url: str, kind: type[TrunklineStorage], start: Any) -> None:
     async def main() -> None:
         async with _storage(url, kind) as storage:
-            start.wait(60)
+            start.wait(120)
             # In another order, so that the two meet at many different moments of each other.
             keys = random.Random(1).sample(KEYS, len(KEYS))
             await _for_all(keys, lambda key: storage.update_data(key, {"name": "Ada"}))
@@ -114,7 +114,7 @@ def hold_updates(url: str, path: Path, all_acknowledged: Any) -> None:
         async with line:
             for number in range(3):
                 # As aiogram's web server does: it answers when the handlers have taken too long.
-                await dispatcher.feed_webhook_update(BOT, _update(number), _timeout=0.5)
+                await dispatcher.feed_webhook_update(BOT, _update(number), _timeout=2)
                 journal.write(f"hello {number}")
             all_acknowledged.set()
             await anyio.sleep_forever()

@@ -40,7 +40,7 @@ def test_what_was_acknowledged_while_an_earlier_message_was_handled_is_stored(tm
     all_acknowledged = processes.Event()
     process = processes.Process(target=hold_updates, args=(url, journal, all_acknowledged))
     process.start()
-    assert all_acknowledged.wait(60)
+    assert all_acknowledged.wait(120)
     process.kill()
     process.join()
 

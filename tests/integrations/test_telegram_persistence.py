@@ -611,6 +611,6 @@ def test_without_python_telegram_bot_the_import_says_what_to_install():
         "except ImportError as error:\n    print(error)"
     )
     told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
     assert "pip install 'trunkline[telegram]'" in told.stdout

@@ -62,7 +62,7 @@ def test_a_store_whose_file_may_not_grow_says_so_and_works_on_when_it_may(tmp_pa
     limit = 2_000_000
     writer = processes.Process(target=fill_limited_file, args=(path, journal, limit, backend))
     writer.start()
-    writer.join(60)
+    writer.join(300)
     assert writer.exitcode == 0
     entries = read_journal(journal)
     ((_, refused, said),) = [entry for entry in entries if entry[0] == "refused"]

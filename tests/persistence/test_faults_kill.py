@@ -77,7 +77,7 @@ def write_until_killed(path: Path, journal: Path, backend: str, seed: int) -> No
         target=write_for_ever, args=(f"sqlite:///{path}", journal, ready, backend, seed)
     )
     process.start()
-    assert ready.wait(30), "it never came up"
+    assert ready.wait(120), "it never came up"
     process.join(random.uniform(0.05, 0.3))
     assert process.is_alive(), "it died by itself"
     process.kill()

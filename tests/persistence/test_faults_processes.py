@@ -75,7 +75,7 @@ def race_in_processes(url: str, folder, size: int, program=race) -> list[list]:
         racer.start()
     start.set()
     for racer in racers:
-        racer.join(60)
+        racer.join(300)
         assert racer.exitcode == 0
     return [entry for journal in journals for entry in read_journal(journal)]
 

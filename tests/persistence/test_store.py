@@ -593,7 +593,7 @@ def run_somebodys_tests(folder, *arguments: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     return done.stdout + done.stderr
@@ -638,7 +638,7 @@ def test_the_clock_and_the_faults_of_testing_need_no_pytest():
         from trunkline.testing import PersistenceContract
         assert "pytest" in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=300)
 
 
 def test_testing_has_no_other_names():

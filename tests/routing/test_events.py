@@ -499,7 +499,7 @@ def logged_by_default(*args: str) -> str:
         [sys.executable, "-c", textwrap.dedent(SECRETIVE), *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stdout == ""  # a library prints nothing

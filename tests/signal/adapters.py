@@ -18,10 +18,10 @@ class Gate:
 
     def pass_through(self) -> None:
         self._reached.set()
-        assert self._open.wait(10), "nobody opened the gate"
+        assert self._open.wait(120), "nobody opened the gate"
 
     async def until_reached(self) -> None:
-        assert await to_thread.run_sync(self._reached.wait, 10), "nobody came to the gate"
+        assert await to_thread.run_sync(self._reached.wait, 120), "nobody came to the gate"
 
     def open(self) -> None:
         self._open.set()

@@ -79,7 +79,7 @@ def increment(url: str, path: Path, start: Any, backend: str, number: int, times
     async def main() -> None:
         journal = Journal(path)
         async with SignalStore(url) as store:
-            start.wait(30)
+            start.wait(120)
             for _ in range(times):
                 try:
                     await store.transact(f"key {number}", add, retries=100)
@@ -158,7 +158,7 @@ def stop_before_commit(url: str, changes: dict[KeyName, bytes | None], ready: An
         adapter.run_together([call])
         assert call.value
         ready.set()
-        assert go.wait(60)
+        assert go.wait(120)
     adapter.close()
 
 
@@ -174,7 +174,7 @@ def claim(url: str, path: Path, start: Any, backend: str, number: int, times: in
     async def main() -> None:
         journal = Journal(path)
         async with SignalStore(url) as store:
-            start.wait(30)
+            start.wait(120)
             for one in map(str, range(times)):
                 if await store.transact(f"key {number}", partial(take, entry_id=one), retries=100):
                     journal.write(one)
@@ -187,7 +187,7 @@ def swap(url: str, start: Any, backend: str, number: int, times: int) -> None:
 
     async def main() -> None:
         async with SignalStore(url) as store:
-            start.wait(30)
+            start.wait(120)
             for turn in range(times):
                 mine, other = ("left", "right") if (number + turn) % 2 else ("right", "left")
                 await store.set({"session": {mine: turn, other: None}})

@@ -44,7 +44,7 @@ class Rival:
 
     def _exchange(self, message):
         self._pipe.send(message)
-        return self._pipe.recv() if self._pipe.poll(30) else None
+        return self._pipe.recv() if self._pipe.poll(120) else None
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def rival_on(url):
     try:
         yield Rival(mine)
         mine.send(None)
-        process.join(30)
+        process.join(300)
         assert process.exitcode == 0
     finally:
         process.kill()

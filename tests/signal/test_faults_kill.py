@@ -59,11 +59,11 @@ def writer(url: str, path: Path, number: int, ledger: Ledger):
     backend = ("asyncio", "trio")[number % 2]
     process = processes.Process(target=commit_for_ever, args=(url, path, ready, backend, number))
     process.start()
-    assert ready.wait(30), "it never came up"
+    assert ready.wait(120), "it never came up"
     process.join(random.uniform(0.05, 0.3))
     assert process.is_alive(), "it died by itself"
     yield process
-    process.join(30)
+    process.join(300)
     assert process.exitcode in (0, -9)
     process.close()
     ledger.read(path)

@@ -58,7 +58,7 @@ def test_processes_that_count_under_different_keys_lose_nothing(url, tmp_path, h
         counter.start()
     start.set()
     for counter in counters:
-        counter.join(60)
+        counter.join(300)
         assert counter.exitcode == 0
     assert [entry for journal in journals for entry in read_journal(journal)] == []
 
@@ -112,7 +112,7 @@ def running(programs):
     try:
         yield
         for process in started:
-            process.join(60)
+            process.join(300)
             assert process.exitcode == 0
     finally:
         for process in started:
@@ -146,7 +146,7 @@ async def test_a_commit_waits_only_for_those_that_touch_the_same_keys(
 
     async with SignalStore(postgres_url, call_timeout_ms=30_000) as store:
         with running([(stop_before_commit, postgres_url, changes, ready, go)]):
-            assert await to_thread.run_sync(ready.wait, 30), "it never came up"
+            assert await to_thread.run_sync(ready.wait, 120), "it never came up"
             with anyio.fail_after(60):
                 await store.set({"session": {"bob": b"mine", "eve": None}})
                 async with store.transaction("bob") as tx:
@@ -170,7 +170,7 @@ async def test_a_lock_of_another_process_is_free_when_that_was_killed(server_url
     ready = processes.Event()
     owner = processes.Process(target=hold, args=(server_url, ready, "asyncio", LEASE_MS))
     owner.start()
-    assert await to_thread.run_sync(ready.wait, 30), "it never came up"
+    assert await to_thread.run_sync(ready.wait, 120), "it never came up"
     entered = anyio.Event()
 
     async def enter():
@@ -186,7 +186,7 @@ async def test_a_lock_of_another_process_is_free_when_that_was_killed(server_url
             pass
         task_group.start_soon(enter)
         for _ in range(5):
-            assert await to_thread.run_sync(adapter.attempts.acquire, True, 10)
+            assert await to_thread.run_sync(adapter.attempts.acquire, True, 120)
         assert not entered.is_set()
         owner.kill()
         with anyio.fail_after(30):
@@ -224,7 +224,7 @@ async def test_a_process_that_sleeps_longer_than_its_lease_hears_of_it_and_store
         target=sleep_in_transaction, args=(valkey_url, journal, ready, wake_up, backend, LEASE_MS)
     )
     sleeper.start()
-    assert await to_thread.run_sync(ready.wait, 30), "it never came up"
+    assert await to_thread.run_sync(ready.wait, 120), "it never came up"
     async with SignalStore(valkey_url) as store:
         # It writes elsewhere, so that only the lock notifies the sleeper.
         async with store.transaction("ann") as tx:
