@@ -745,7 +745,8 @@ def test_a_server_that_cannot_be_reached_is_unavailable(host):
     address = f"/db?host={host}" if host.startswith("/") else f"{host}/db"
     said = refused(f"postgresql://bot:hunter2@{address}", StoreUnavailable)
     assert said.startswith(f"words at postgresql://bot:***@{address}: ")
-    assert "fail" in said
+    # Versions of psycopg differ in whether they wrap what the system's resolver says.
+    assert "fail" in said or "not known" in said
     assert "\n" not in said
 
 

@@ -264,9 +264,18 @@ def read(request):
 def update_and_where(request, read):
     payload, where = UPDATES[request.param]
     update = read({"update_id": 1, **payload})
-    (kind,) = payload
-    assert read is plain or getattr(update, kind) is not None, "the framework did not understand it"
+    assert event_of(read, update, payload) is not None, "the framework did not understand it"
     return update, where
+
+
+def event_of(read, update, payload):
+    """The one event of an update."""
+    (kind,) = payload
+    if read is plain:
+        return update[kind]
+    if not hasattr(update, kind):
+        pytest.skip(f"this version of the framework does not know {kind}")
+    return getattr(update, kind)
 
 
 def test_chat_user(update_and_where):
@@ -310,9 +319,7 @@ def test_chat_topic_user(update_and_where):
 )
 def test_the_event_alone_has_the_key_of_its_update(read, name):
     payload, (chat, thread, user) = UPDATES[name]
-    (kind,) = payload
-    update = read({"update_id": 1, **payload})
-    event = update[kind] if read is plain else getattr(update, kind)
+    event = event_of(read, read({"update_id": 1, **payload}), payload)
     assert ChatUser.extract(event) == (None if user is None else (chat or 0, user))
     assert ChatTopic.extract(event) == (None if chat is None else (chat, thread or 0))
 
