@@ -213,7 +213,7 @@ class RedisServer:
         try:
             connection: Any = self._pool.get_connection()
             try:
-                connection.send_packed_command(connection.pack_commands(commands))
+                connection.send_packed_command([b"".join(map(_packed, commands))])
                 return [_reply(connection) for _ in commands]
             except BaseException:
                 self._loaded.clear()
@@ -243,11 +243,20 @@ class RedisServer:
 
 
 def _words(call: Command | ScriptCall, *, as_text: bool = False) -> Words:
-    """A command as the client packs it; a script goes by its digest, or `as_text`."""
+    """The words of a command; a script goes by its digest, or `as_text`."""
     if isinstance(call, Command):
         return (call.name, *call.arguments)
     head = ("EVAL", call.script.text) if as_text else ("EVALSHA", call.script.sha)
     return (*head, len(call.keys), *call.keys, *call.arguments)
+
+
+def _packed(words: Words) -> bytes:
+    """A command as the protocol has it. The client's `pack_commands` takes twice as long."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        encoded = word if type(word) is bytes else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(encoded), encoded))
+    return b"".join(parts)
 
 
 def _reply(connection: Any) -> Any:
