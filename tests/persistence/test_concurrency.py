@@ -210,7 +210,7 @@ async def test_others_write_between_the_parts_of_a_large_room_that_is_deleted(ur
     adapter = Slow(url)
     adapter.log = []
     adapter.writers = 1
-    async with PersistenceStore(adapter=adapter) as store:
+    async with PersistenceStore(adapter=adapter, call_timeout_ms=60_000) as store:
         large, other = await store.save_room(Room.new()), await store.save_room(Room.new())
         async with anyio.create_task_group() as callers:
             for _ in range(5_000):
