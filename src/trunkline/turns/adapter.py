@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any, ClassVar
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from trunkline.actors import Call
 from trunkline.backends import Adapter
@@ -18,6 +21,7 @@ from trunkline.turns.policy import TurnPolicy
 from trunkline.turns.session import RUNNING, Change, Claim, Claimant, Entry, NewItem, Session
 
 __all__ = (
+    "SHARDS",
     "Accepted",
     "Applied",
     "Beat",
@@ -31,6 +35,8 @@ __all__ = (
     "Owner",
     "is_running",
     "item_row",
+    "mark_of",
+    "shard_of",
     "short_mark",
 )
 
@@ -39,6 +45,9 @@ _SHORT_MARK_MS = 60_000
 
 #: Sessions that one call looks at most.
 _PAGE = 256
+
+#: Parts of the keys of an inbox, where a database spreads them over servers.
+SHARDS = 64
 
 
 class ItemRow(msgspec.Struct, frozen=True):
@@ -168,6 +177,8 @@ class Applied(msgspec.Struct, frozen=True):
     rows: Mapping[str, ItemRow] = {}
     #: group → its steps by name, of those that were asked for.
     steps: Mapping[str, Mapping[str, bytes]] = {}
+    #: session → why nothing of it was written, where the others were.
+    errors: Mapping[str, TrunklineError] = {}
 
 
 class _Batch:
@@ -211,17 +222,27 @@ class InboxAdapter(Adapter, ABC):
     # -- what a subclass stores --------------------------------------------------------------------
 
     @abstractmethod
-    def load(self, keys: Collection[str], marks: Collection[bytes] = ()) -> Loaded:
-        """The documents of sessions, locked where the database can, and which marks are known."""
+    def load(self, keys: Collection[str], marks: Mapping[bytes, str]) -> Loaded:
+        """The documents of sessions, locked where the database can, and which marks are known.
+
+        Args:
+            keys: the sessions.
+            marks: mark → its session.
+        """
 
     @abstractmethod
     def apply(
-        self, changes: Sequence[Change], item_ids: Collection[str], groups: Collection[str]
+        self, changes: Sequence[Change], items: Mapping[str, str], groups: Mapping[str, str]
     ) -> Applied:
         """Write changes, each wholly or not at all; return the items and steps that are asked for.
 
         A session that is empty now is removed. If `change.notify` is set, other processes that
         `wait` are woken after the commit.
+
+        Args:
+            changes: what to write.
+            items: item id → its session, of those to return.
+            groups: group of steps → its session, of those to return.
         """
 
     @abstractmethod
@@ -541,9 +562,9 @@ class InboxAdapter(Adapter, ABC):
 
     #: The batch that the call under way belongs to.
     _batch: _Batch | None = None
-    #: Items and steps that its results need: what builds a result → the ids that it needs.
-    _wanted: dict[str, Entry]
-    _wanted_groups: set[str]
+    #: Items and groups of steps that its results need → their sessions.
+    _wanted: dict[str, str]
+    _wanted_groups: dict[str, str]
 
     def run_together(self, calls: Sequence[Call]) -> None:
         def is_of_a_session(call: Call) -> bool:
@@ -559,7 +580,7 @@ class InboxAdapter(Adapter, ABC):
     def perform(self, method: Callable[..., Any], *args: Any) -> Any:
         if method.__name__ not in _OF_A_SESSION or self._batch is not None:
             return getattr(self, method.__name__)(*args)
-        marks = [args[1].mark] if method.__name__ == "accept" else ()
+        marks = {args[1].mark: args[0]} if method.__name__ == "accept" else {}
         while True:
             batch = self._begin_batch(args[:1], marks)
             try:
@@ -567,6 +588,8 @@ class InboxAdapter(Adapter, ABC):
                 applied = self._apply(batch)
             finally:
                 self._batch = None
+            for error in applied.errors.values():
+                raise error
             if not applied.conflicts:
                 return _with_rows(value, applied)
 
@@ -574,7 +597,11 @@ class InboxAdapter(Adapter, ABC):
         """Run calls on sessions: load all of these, change them, and write them, in one go."""
         while calls:
             keys = {call.args[0]: None for call in calls}
-            marks = [call.args[1].mark for call in calls if call.handler.__name__ == "accept"]
+            marks = {
+                call.args[1].mark: call.args[0]
+                for call in calls
+                if call.handler.__name__ == "accept"
+            }
             batch = self._begin_batch([*keys], marks)
             try:
                 for call in calls:
@@ -588,7 +615,11 @@ class InboxAdapter(Adapter, ABC):
                 self._batch = None
             again = [call for call in calls if call.args[0] in applied.conflicts]
             for call in calls:
-                if call.error is None and call.args[0] not in applied.conflicts:
+                key = call.args[0]
+                if key in applied.errors:
+                    # Each its own, since raising an exception changes it.
+                    call.error = call.error or copy(applied.errors[key])
+                elif call.error is None and key not in applied.conflicts:
                     call.value = _with_rows(call.value, applied)
             calls = again
 
@@ -597,7 +628,7 @@ class InboxAdapter(Adapter, ABC):
         results: dict[str, Any] = {}
         left = list(dict.fromkeys(keys))
         while left:
-            batch = self._begin_batch(left, ())
+            batch = self._begin_batch(left, {})
             try:
                 for key in left:
                     try:
@@ -609,16 +640,20 @@ class InboxAdapter(Adapter, ABC):
                 applied = self._apply(batch)
             finally:
                 self._batch = None
+            for key, error in applied.errors.items():
+                if len(keys) == 1:
+                    raise error
+                del results[key]
             for key in left:
                 if key in results and key not in applied.conflicts:
                     results[key] = _with_rows(results[key], applied)
             left = [key for key in left if key in applied.conflicts]
         return [results[key] for key in dict.fromkeys(keys) if key in results]
 
-    def _begin_batch(self, keys: Collection[str], marks: Collection[bytes]) -> _Batch:
+    def _begin_batch(self, keys: Collection[str], marks: Mapping[bytes, str]) -> _Batch:
         loaded = self.load(keys, marks)
         self._batch = _Batch(loaded, self.policy, self.dedupe_ms)
-        self._wanted, self._wanted_groups = {}, set()
+        self._wanted, self._wanted_groups = {}, {}
         return self._batch
 
     def _apply(self, batch: _Batch) -> Applied:
@@ -627,10 +662,10 @@ class InboxAdapter(Adapter, ABC):
         for change in changes:
             for entry, item in change.added:
                 own[entry.id] = item_row(change.key, entry, item)
-        item_ids = [item_id for item_id in self._wanted if item_id not in own]
-        if not changes and not item_ids and not self._wanted_groups:
+        wanted = {item_id: key for item_id, key in self._wanted.items() if item_id not in own}
+        if not changes and not wanted and not self._wanted_groups:
             return Applied()
-        applied = self.apply(changes, item_ids, self._wanted_groups)
+        applied = self.apply(changes, wanted, self._wanted_groups)
         return msgspec.structs.replace(applied, rows={**applied.rows, **own}) if own else applied
 
     @property
@@ -662,7 +697,7 @@ class InboxAdapter(Adapter, ABC):
         if claim is None:
             return None
         if claim.has_steps:
-            self._wanted_groups.add(claim.group)
+            self._wanted_groups[claim.group] = change.key
         return Begun(
             claim.id,
             change.key,
@@ -683,7 +718,7 @@ class InboxAdapter(Adapter, ABC):
         """Rows without their payloads, which `_with_rows` puts in once they are read."""
         rows = []
         for entry in entries:
-            self._wanted[entry.id] = entry
+            self._wanted[entry.id] = change.key
             rows.append(ItemRow(entry.id, change.key, None, entry.accepted_at_ms, b""))
         return tuple(rows)
 
@@ -706,6 +741,17 @@ class InboxAdapter(Adapter, ABC):
 _OF_A_SESSION = frozenset(
     ("accept", "cancel", "end", "fail", "finish", "forget", "join", "step", "stop", "take")
 )
+
+
+def shard_of(key: str) -> int:
+    """The shard of a session."""
+    return xxh3_64_intdigest(key.encode()) % SHARDS
+
+
+def mark_of(key: str, external_id: str) -> bytes:
+    """The mark of an item with an external id. Its first byte is the shard of its session."""
+    digest = blake2b(f"{key}\0{external_id}".encode(), digest_size=15).digest()
+    return bytes((shard_of(key),)) + digest
 
 
 def short_mark(item_id: str) -> bytes:

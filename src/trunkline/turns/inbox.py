@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import anyio
@@ -24,7 +23,14 @@ from trunkline.errors import (
     UnreadableRecord,
 )
 from trunkline.routing.key import AnySessionKey, SessionKey, session_key
-from trunkline.turns.adapter import Accepted, Happening, InboxAdapter, ItemRow, short_mark
+from trunkline.turns.adapter import (
+    Accepted,
+    Happening,
+    InboxAdapter,
+    ItemRow,
+    mark_of,
+    short_mark,
+)
 from trunkline.turns.events import TurnEvent
 from trunkline.turns.item import InboxCounts, Item, ItemState, Receipt
 from trunkline.turns.policy import LONGEST_DELAY_MS, TurnPolicy
@@ -175,7 +181,7 @@ class Inbox(Store[InboxAdapter]):
             item_id,
             self.encode("the payload", payload),
             external,
-            short_mark(item_id) if external is None else _mark(key, external),
+            short_mark(item_id) if external is None else mark_of(key, external),
             alone,
             urgent,
             delay_ms,
@@ -445,7 +451,3 @@ def _external_text(external_id: object) -> str:
     if problem is not None:
         raise ConfigurationError(f"external_id {text[:80]!r} {problem}, and cannot be stored")
     return text
-
-
-def _mark(key: str, external_id: str) -> bytes:
-    return blake2b(f"{key}\0{external_id}".encode(), digest_size=16).digest()

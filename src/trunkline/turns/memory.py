@@ -63,7 +63,7 @@ class MemoryInboxAdapter(InboxAdapter):
 
     # -- sessions ----------------------------------------------------------------------------------
 
-    def load(self, keys: Collection[str], marks: Collection[bytes] = ()) -> Loaded:
+    def load(self, keys: Collection[str], marks: Mapping[bytes, str]) -> Loaded:
         now_ms = self._clock()
         sessions = {key: self._sessions[key] for key in keys if key in self._sessions}
         seen = {}
@@ -74,11 +74,11 @@ class MemoryInboxAdapter(InboxAdapter):
         return Loaded(now_ms, sessions, seen)
 
     def apply(
-        self, changes: Sequence[Change], item_ids: Collection[str], groups: Collection[str]
+        self, changes: Sequence[Change], items: Mapping[str, str], groups: Mapping[str, str]
     ) -> Applied:
         for change in changes:
             self._apply_one(change)
-        rows = {item_id: self._rows[item_id] for item_id in item_ids if item_id in self._rows}
+        rows = {item_id: self._rows[item_id] for item_id in items if item_id in self._rows}
         steps = {group: dict(self._steps.get(group, {})) for group in groups}
         return Applied(rows=rows, steps=steps)
 

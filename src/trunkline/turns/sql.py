@@ -127,7 +127,13 @@ owners = _table(
 )
 
 #: What the steps of turns returned.
-steps = _table("steps", _key("turn_group"), _key("name"), _bytes("value"))
+steps = _table(
+    "steps",
+    _key("turn_group"),
+    _key("name"),
+    sa.Column("session", _TEXT, nullable=False),
+    _bytes("value"),
+)
 
 #: The policy that was stored last, as JSON.
 policies = _table("policy", sa.Column("policy", _TEXT, nullable=False))
@@ -177,7 +183,7 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
 
     # -- sessions ----------------------------------------------------------------------------------
 
-    def load(self, keys: Collection[str], marks_: Collection[bytes] = ()) -> Loaded:
+    def load(self, keys: Collection[str], marks_: Mapping[bytes, str]) -> Loaded:
         database = self.database
         database.lock_keys([f"{self.namespace}/{key}" for key in keys])
         now_ms = self._now_ms()
@@ -281,7 +287,7 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
 
     def _write_steps(self, changes: Sequence[Change]) -> None:
         stored = [
-            self._row(turn_group=group, name=name, value=value)
+            self._row(turn_group=group, name=name, session=change.key, value=value)
             for change in changes
             for (group, name), value in change.steps.items()
         ]
@@ -294,7 +300,7 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
         if groups:
             by = (steps.c.namespace, steps.c.turn_group)
             for row in self.database.find(steps, self._keys(groups), by=by):
-                found.setdefault(row[1], {})[row[2]] = bytes(row[3])
+                found.setdefault(row[1], {})[row[2]] = bytes(row[4])
         return found
 
     def _write_sessions(self, changes: Sequence[Change]) -> None:
