@@ -159,13 +159,13 @@ def test_a_transaction_that_sqlite_has_rolled_back_itself_is_over(connect):
     assert stored(database) == ["a", "c"]
 
 
-def test_upsert_replaces_a_row_and_insert_if_absent_says_whether_there_was_one(url, connect):
+def test_upsert_replaces_a_row_and_insert_absent_says_which_were_not_there(url, connect):
     database = connect(url)
     with database.transaction():
         for number in (1, 2):
             database.upsert(words, [{"word": "a", "number": number}])
         made = [
-            database.insert_if_absent(words, {"word": word, "number": 3})
+            bool(database.insert_absent(words, [{"word": word, "number": 3}]))
             for word in ("a", "b", "b")
         ]
     assert made == [False, True, False]

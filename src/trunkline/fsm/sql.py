@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from trunkline.actors import Call
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
-from trunkline.backends.sql import AdvisoryLocks, Database, database_at
+from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.errors import UnreadableRecord
 from trunkline.fsm.adapter import Fields, Record, RecordKey, Step
 from trunkline.fsm.records import (
@@ -109,8 +109,7 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
         timeout_ms: int = 5_000,
     ) -> None:
         RecordFSMAdapter.__init__(self, clock)
-        database = database_at(url, component="fsm", migrations=MIGRATIONS, timeout_ms=timeout_ms)
-        AdvisoryLocks.__init__(self, database, namespace)
+        AdvisoryLocks.__init__(self, url, namespace=namespace, timeout_ms=timeout_ms)
 
     @classmethod
     def from_url(cls, url: str, options: AdapterOptions) -> Self:

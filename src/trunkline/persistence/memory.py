@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
@@ -64,17 +65,12 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
 
     def save(self, model: M) -> M:
         models = self._models[kind_of(model)]
-        models.put("\0".join(getattr(model, name) or "" for name in models.key), model)
+        models.put("\0".join([getattr(model, name) or "" for name in models.key]), model)
         return checked(model)
 
     def find(self, kind: type[M], *, for_update: bool = False, **by: str | None) -> M | None:
-        found = self._peek(kind, **by)
+        found: M | None = self._models[kind].newest(by)
         return None if found is None else checked(found)
-
-    def _peek(self, kind: type[M], **by: str | None) -> M | None:
-        """As `find`, but the model itself."""
-        found = self._models[kind].matching(by)
-        return found[-1] if found else None
 
     def page(
         self, kind: type[M], limit: int, after: str | None, **by: str | bool | None
@@ -86,7 +82,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             # The key of a subscription begins with its bridge.
             start = [str(by[name]) for name in models.key[:-1]]
             found = models.sorted(None if after is None else "\0".join([*start, after]))
-        return _copies(islice(_having(by, found), limit))
+        return _copies(_having(by, found)[:limit])
 
     def remove(self, kind: type[Model], **key: str) -> bool:
         return self._models[kind].remove("\0".join(key.values())) is not None
@@ -111,13 +107,13 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return True
 
     def _require_room(self, room_id: str) -> None:
-        if self._peek(Room, id=room_id) is None:
+        if room_id not in self._models[Room].by_key:
             raise not_found(Room, id=room_id)
 
     # -- participants ----------------------------------------------------------------------------
 
     def save_participant(self, participant: Participant) -> Participant:
-        old = self._peek(Participant, id=participant.id)
+        old = self._models[Participant].by_key.get(participant.id)
         new_keys = _external_keys(participant)
         for key in _external_keys(old) - new_keys if old is not None else ():
             self._forget_external(key, participant.id)
@@ -128,11 +124,9 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         return self.save(participant)
 
     def delete_participant(self, participant_id: str) -> None:
-        participant = self._peek(Participant, id=participant_id)
-        if participant is not None:
-            self.remove(Participant, id=participant_id)
-            for key in _external_keys(participant):
-                self._forget_external(key, participant_id)
+        participant = self._models[Participant].remove(participant_id)
+        for key in _external_keys(participant) if participant is not None else ():
+            self._forget_external(key, participant_id)
 
     def get_or_create_participant_by_external_id(
         self, channel: str, external_id: str, candidate: Participant
@@ -140,7 +134,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         holders = self._participants_of_external.get((channel, external_id))
         if holders:
             return self.get_participant(holders[0])
-        known = self._peek(Participant, id=candidate.id)
+        known = self._models[Participant].by_key.get(candidate.id)
         if known is not None:
             ids = {**known.external_ids, channel: candidate.external_ids[channel]}
             candidate = replace(known, external_ids=ids)
@@ -166,7 +160,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         thread_id: str | None,
     ) -> list[Message]:
         found = self._models[Message].between(room_id, after, before)
-        return _copies([*_having({"thread_id": thread_id}, found)][-limit:])
+        return _copies(_having({"thread_id": thread_id}, found)[-limit:])
 
     def delete_message(self, message_id: str) -> None:
         super().delete_message(message_id)
@@ -192,7 +186,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
             self._require_new_binding(binding)
             return self.save(binding)
         if standing.room_id == binding.room_id:
-            return standing
+            return checked(standing)
         raise AlreadyBound(
             f"{':'.join(_source_of(binding))} is bound to room {standing.room_id!r} already",
             standing.room_id,
@@ -201,7 +195,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
     def _bound(self, binding: RoomBinding) -> RoomBinding | None:
         """The binding that stands for the same external room."""
         found = self._models[RoomBinding].indexes[_SOURCE].get(_source_of(binding))
-        return checked(found[-1]) if found else None
+        return found[-1] if found else None
 
     # -- directory -------------------------------------------------------------------------------
 
@@ -256,7 +250,7 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         inbound = replace(inbound, room=room, participant=participant, thread=thread)
         message, key = inbound.message, inbound.key
         standing_id = message.id if key is None else self._message_of_key.get(key, message.id)
-        standing = self._peek(Message, id=standing_id)
+        standing = self._models[Message].by_key.get(standing_id)
         if standing is not None:
             return replace(inbound, message=checked(standing), duplicate=True)
         message = replace(
@@ -274,13 +268,13 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
         binding, external_id = inbound.binding, inbound.message.external_reply_to_id
         if external_id is None:
             return None
-        found = self._peek(
-            Message,
-            channel=binding.channel,
-            bridge_id=binding.bridge_id,
-            external_id=str(external_id),
-            room_id=inbound.room.id,
-        )
+        by = {
+            "channel": binding.channel,
+            "bridge_id": binding.bridge_id,
+            "external_id": str(external_id),
+            "room_id": inbound.room.id,
+        }
+        found = self._models[Message].newest(by)
         return None if found is None else found.id
 
     def counts(self) -> dict[str, int]:
@@ -324,15 +318,14 @@ class _Models(Generic[M]):
         keys = [key for key in self.by_key if after is None or key > after]
         return [self.by_key[key] for key in sorted(keys)]
 
-    def matching(self, by: Mapping[str, Any]) -> Sequence[M]:
-        """Those with a key, or with the fields of an index and others; by time and id."""
+    def newest(self, by: Mapping[str, Any]) -> M | None:
+        """The model with a key, or the newest with the fields of an index and others."""
         if (*by,) == self.key:
-            model = self.by_key.get("\0".join(map(str, by.values())))
-            return () if model is None else (model,)
-        fields = next(one for one in self.indexes if by.keys() >= {*one})
-        found = self.indexes[fields].get(tuple(by[name] for name in fields))
-        rest = {name: value for name, value in by.items() if name not in fields}
-        return [*_having(rest, found)] if rest else found
+            return self.by_key.get("\0".join(by.values()))
+        fields = _index_for(self._kind, (*by,))
+        found = self.indexes[fields].get(tuple([by[name] for name in fields]))
+        found = _having({name: by[name] for name in by if name not in fields}, found)
+        return found[-1] if found else None
 
     def of_room(self, room_id: str) -> list[M]:
         return self.indexes[_ROOM].get((room_id,))
@@ -425,12 +418,18 @@ _INDEXES: dict[Any, dict[tuple[str, ...], Callable[[Any], _Key | None]]] = {
 }
 
 
-def _having(by: Mapping[str, object], models: Iterable[M]) -> Iterator[M]:
+@cache
+def _index_for(kind: type[Model], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of an index that finds models by these fields and others."""
+    return next(fields for fields in _INDEXES[kind] if {*fields} <= {*names})
+
+
+def _having(by: Mapping[str, object], models: list[M]) -> list[M]:
     """Those of `models` with these values; `None` is any."""
     wanted = [(name, value) for name, value in by.items() if value is not None]
-    for model in models:
-        if all(getattr(model, name) == value for name, value in wanted):
-            yield model
+    if not wanted:
+        return models
+    return [one for one in models if all(getattr(one, name) == value for name, value in wanted)]
 
 
 def _external_keys(participant: Participant) -> set[tuple[str, str]]:

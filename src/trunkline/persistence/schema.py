@@ -40,6 +40,12 @@ def _key(*names: str) -> list[sa.Column[str]]:
     return [sa.Column(name, _TEXT, primary_key=True) for name in ("namespace", *names)]
 
 
+def _table(name: str, *items: sa.schema.SchemaItem) -> sa.Table:
+    """A table of models."""
+    document = sa.Column("document", _TEXT, nullable=False)
+    return sa.Table(f"trunkline_{name}", _metadata, *items, document)
+
+
 def _text(name: str, *, nullable: bool = True) -> sa.Column[str]:
     return sa.Column(name, _TEXT, nullable=nullable)
 
@@ -48,12 +54,8 @@ def _instant() -> sa.Column[int]:
     return sa.Column("inserted_at_us", sa.BigInteger, nullable=False)
 
 
-def _document() -> sa.Column[str]:
-    return sa.Column("document", _TEXT, nullable=False)
-
-
 def _belongs_to(table: str, column: str) -> sa.ForeignKeyConstraint:
-    parent = [f"{table}.namespace", f"{table}.id"]
+    parent = [f"trunkline_{table}.namespace", f"trunkline_{table}.id"]
     return sa.ForeignKeyConstraint(["namespace", column], parent, ondelete="CASCADE")
 
 
@@ -69,20 +71,16 @@ def _index(name: str, *columns: str, unique: bool = False, without_null: str = "
     )
 
 
-rooms = sa.Table(
-    "trunkline_rooms",
-    _metadata,
+rooms = _table(
+    "rooms",
     *_key("id"),
     _text("type", nullable=False),
     #: The name, case-folded, for the directory.
     _text("folded_name"),
-    _document(),
     _index("rooms_by_type", "type", "id"),
 )
 
-participants = sa.Table(
-    "trunkline_participants", _metadata, *_key("id"), _text("folded_name"), _document()
-)
+participants = _table("participants", *_key("id"), _text("folded_name"))
 
 participant_external_ids = sa.Table(
     "trunkline_participant_external_ids",
@@ -91,13 +89,12 @@ participant_external_ids = sa.Table(
     _text("external_id", nullable=False),
     #: 1 for the one that get_or_create finds, NULL for others saved later with the same id.
     sa.Column("holder", sa.Integer),
-    _belongs_to("trunkline_participants", "participant_id"),
+    _belongs_to("participants", "participant_id"),
     _index("participants_by_external_id", "channel", "external_id", "holder", unique=True),
 )
 
-messages = sa.Table(
-    "trunkline_messages",
-    _metadata,
+messages = _table(
+    "messages",
     *_key("id"),
     _text("room_id", nullable=False),
     _text("thread_id"),
@@ -107,8 +104,7 @@ messages = sa.Table(
     #: `Inbound.key` of a message that came in; stays when the message is saved again.
     sa.Column("inbound_key", _TEXT, info={"kept_on_update": True}),
     _instant(),
-    _document(),
-    _belongs_to("trunkline_rooms", "room_id"),
+    _belongs_to("rooms", "room_id"),
     _index("messages_by_room", "room_id", "inserted_at_us", "id"),
     _index(
         "messages_by_thread",
@@ -129,62 +125,52 @@ messages = sa.Table(
     _index("messages_that_came_in", "inbound_key", unique=True, without_null="inbound_key"),
 )
 
-threads = sa.Table(
-    "trunkline_threads",
-    _metadata,
+threads = _table(
+    "threads",
     *_key("id"),
     _text("room_id", nullable=False),
     _text("external_thread_id"),
     _text("root_message_id"),
     _text("status", nullable=False),
     _instant(),
-    _document(),
-    _belongs_to("trunkline_rooms", "room_id"),
+    _belongs_to("rooms", "room_id"),
     _index("threads_by_room", "room_id", "inserted_at_us", "id"),
     _index("threads_by_external_id", "room_id", "external_thread_id"),
     _index("threads_by_root", "room_id", "root_message_id"),
 )
 
-room_bindings = sa.Table(
-    "trunkline_room_bindings",
-    _metadata,
+room_bindings = _table(
+    "room_bindings",
     *_key("id"),
     _text("room_id", nullable=False),
     _text("channel", nullable=False),
     _text("bridge_id", nullable=False),
     _text("external_room_id", nullable=False),
     _instant(),
-    _document(),
-    _belongs_to("trunkline_rooms", "room_id"),
+    _belongs_to("rooms", "room_id"),
     _index("rooms_by_external_id", "channel", "bridge_id", "external_room_id", unique=True),
     _index("room_bindings_by_room", "room_id", "inserted_at_us", "id"),
 )
 
-onboarding_flows = sa.Table("trunkline_onboarding_flows", _metadata, *_key("id"), _document())
+onboarding_flows = _table("onboarding_flows", *_key("id"))
 
-bridge_configs = sa.Table(
-    "trunkline_bridge_configs",
-    _metadata,
+bridge_configs = _table(
+    "bridge_configs",
     *_key("id"),
     sa.Column("enabled", sa.Boolean, nullable=False),
-    _document(),
 )
 
-routing_policies = sa.Table(
-    "trunkline_routing_policies",
-    _metadata,
+routing_policies = _table(
+    "routing_policies",
     *_key("room_id"),
-    _document(),
-    _belongs_to("trunkline_rooms", "room_id"),
+    _belongs_to("rooms", "room_id"),
 )
 
-ingress_subscriptions = sa.Table(
-    "trunkline_ingress_subscriptions",
-    _metadata,
+ingress_subscriptions = _table(
+    "ingress_subscriptions",
     #: The subscription id is an empty string for a subscription without one.
     *_key("bridge_id", "subscription_id"),
     _text("status", nullable=False),
-    _document(),
 )
 
 #: Every table, those that others refer to first.

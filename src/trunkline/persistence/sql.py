@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from operator import itemgetter
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
-from trunkline.backends import AdapterOptions, Conflict
-from trunkline.backends.sql import Database, Result, SQLAdapter, database_at
+from trunkline.backends import Conflict
+from trunkline.backends.sql import Database, Result, SQLAdapter
 from trunkline.errors import AlreadyBound, NotFound, TrunklineError
 from trunkline.persistence.adapter import (
     KINDS,
@@ -70,25 +70,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
-    """Models in tables, through SQLAlchemy Core.
-
-    Args:
-        url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
-        timeout_ms: how long one statement, or waiting for a lock, may take.
-    """
+    """Models in tables, through SQLAlchemy Core."""
 
     sql_tables: ClassVar = tables
     migrations: ClassVar = MIGRATIONS
-
-    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
-        super().__init__(
-            database_at(url, component="persistence", migrations=MIGRATIONS, timeout_ms=timeout_ms),
-            namespace,
-        )
-
-    @classmethod
-    def from_url(cls, url: str, options: AdapterOptions) -> Self:
-        return cls(url, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)

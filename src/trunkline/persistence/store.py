@@ -79,6 +79,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
     works again when it is back. It raises `InvalidModel` for models and ids that cannot be stored,
     and `UnreadableRecord` if a row that it needs cannot be decoded; other calls go on.
 
+    Lists come in pages: `limit` is 1 to 1,000, and `after` is the id of the last one of the page
+    before. It is `NotFound` where a list is in the order of time and that one is not in it.
+
     Fields that a newer version has stored are kept when a model is read, changed with
     `msgspec.structs.replace` and saved again.
 
@@ -153,13 +156,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         type: str | None = None,  # noqa: A002
         after: str | None = None,
     ) -> list[Room]:
-        """Rooms sorted by id.
-
-        Args:
-            limit: 1 to 1,000.
-            type: only rooms of this type.
-            after: only rooms behind this id; the last id of a page gives the next one.
-        """
+        """Rooms sorted by id, only those of a `type` if it is given."""
         return await self._read(
             PersistenceAdapter.list_rooms,
             _limit(limit),
@@ -327,11 +324,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
         after: str | None = None,
         status: str | None = None,
     ) -> list[Thread]:
-        """Threads of a room, oldest first; `limit` is 1 to 1,000.
-
-        Raises `NotFound` if `after`, the id of the last thread of the page before, is not a thread
-        of this room.
-        """
+        """Threads of a room, oldest first, only those of a `status` if it is given."""
         return await self._read(
             PersistenceAdapter.list_threads,
             require_id("room_id", room_id),
@@ -412,11 +405,7 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def list_room_bindings(
         self, room_id: str, *, limit: int = 1_000, after: str | None = None
     ) -> list[RoomBinding]:
-        """The bindings of a room, oldest first; `limit` is 1 to 1,000.
-
-        Raises `NotFound` if `after`, the id of the last binding of the page before, is not a
-        binding of this room.
-        """
+        """The bindings of a room, oldest first."""
         return await self._read(
             PersistenceAdapter.list_room_bindings,
             require_id("room_id", room_id),
@@ -466,8 +455,8 @@ class PersistenceStore(Store[PersistenceAdapter]):
             target: `"participant"` or `"room"`.
             query: `id`; `name`, a part of it in any case; `channel` with `external_id`, for rooms
                 also with `bridge_id`.
-            limit: how many at most, 1 to 1,000.
-            after: only with an id behind this one; the last id of a page gives the next one.
+            limit: how many at most.
+            after: only with an id behind this one.
 
         Raises:
             ConfigurationError: another target, another field, or an incomplete external id.
@@ -559,10 +548,10 @@ class PersistenceStore(Store[PersistenceAdapter]):
     async def list_bridge_configs(
         self, *, limit: int = 1_000, after: str | None = None, enabled: bool | None = None
     ) -> list[BridgeConfig]:
-        """Configurations sorted by id, behind the id `after`, only those that are `enabled` or not.
+        """Configurations sorted by id, only those that are `enabled` or not if that is given.
 
-        `limit` is 1 to 1,000. If the credentials of one cannot be decrypted, reading these
-        credentials raises `ConfigurationError`; the list and the rest of it can be read.
+        If the credentials of one cannot be decrypted, reading these credentials raises
+        `ConfigurationError`; the list and the rest of it can be read.
         """
         if enabled is not None and not isinstance(enabled, bool):
             raise ConfigurationError(f"enabled is True, False or None, not {shown(enabled)}")
@@ -614,13 +603,9 @@ class PersistenceStore(Store[PersistenceAdapter]):
         after: str | None = None,
         status: str | None = None,
     ) -> list[IngressSubscription]:
-        """Subscriptions of a bridge sorted by subscription id, only those of `status`.
+        """Subscriptions of a bridge sorted by subscription id, only those of a `status` if given.
 
-        Args:
-            bridge_id: the bridge.
-            limit: 1 to 1,000.
-            after: only behind this subscription id; `""` for the one without an id.
-            status: only of this status.
+        One without an id stands first; `after` is `""` for it.
         """
         return await self._read(
             PersistenceAdapter.list_ingress_subscriptions,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from operator import itemgetter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
 from trunkline.actors import Call
-from trunkline.backends import AdapterOptions
-from trunkline.backends.sql import AdvisoryLocks, Database, database_at
+from trunkline.backends.sql import AdvisoryLocks, Database
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned, unreadable
 
 __all__ = ("SQLSignalAdapter",)
@@ -63,25 +62,10 @@ _DELETE_EMPTY = _DELETE.where(entries.c.version == ABSENT)
 
 
 class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
-    """Entries in a table, each with its version.
-
-    Args:
-        url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://…`.
-        timeout_ms: how long one statement, or waiting for a lock, may take.
-    """
+    """Entries in a table, each with its version."""
 
     sql_tables: ClassVar = (entries,)
     migrations: ClassVar = MIGRATIONS
-
-    def __init__(self, url: str, *, namespace: str = "default", timeout_ms: int = 5_000) -> None:
-        super().__init__(
-            database_at(url, component="signal", migrations=MIGRATIONS, timeout_ms=timeout_ms),
-            namespace,
-        )
-
-    @classmethod
-    def from_url(cls, url: str, options: AdapterOptions) -> Self:
-        return cls(url, namespace=options.namespace, timeout_ms=options.timeout_ms)
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)

@@ -13,7 +13,7 @@ from uuid_utils import uuid7
 
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.backends import AdapterOptions
-from trunkline.backends.sql import Database, SQLAdapter, database_at
+from trunkline.backends.sql import Database, SQLAdapter
 from trunkline.errors import UnreadableRecord
 from trunkline.turns.adapter import Applied, Beat, InboxAdapter, ItemRow, Loaded, Owner, is_running
 from trunkline.turns.item import InboxCounts
@@ -168,8 +168,7 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
         self._clock = clock
         #: Names this object and its siblings in notices.
         self._sender = str(uuid7())
-        database = database_at(url, component="inbox", migrations=MIGRATIONS, timeout_ms=timeout_ms)
-        super().__init__(database, namespace)
+        super().__init__(url, namespace=namespace, timeout_ms=timeout_ms)
 
     @classmethod
     def from_url(cls, url: str, options: AdapterOptions) -> Self:

@@ -124,20 +124,14 @@ class Database(ABC):
     def identity(self) -> str:
         """The same for two URLs that lead to one database. Inside a transaction."""
 
-    def sibling(self) -> Database:
-        """Another connection to the same database, whose schema is left to this one."""
-        return type(self)(
-            self.url, component=self.component, migrations=None, timeout_ms=self._timeout_ms
-        )
-
-    def read_only(self) -> Database:
-        """A connection to what exists: nothing is created, migrated, or set up anew."""
+    def sibling(self, *, read_only: bool = False) -> Database:
+        """Another connection to the same database, whose schema is left as it is."""
         return type(self)(
             self.url,
             component=self.component,
             migrations=None,
             timeout_ms=self._timeout_ms,
-            read_only=True,
+            read_only=read_only,
         )
 
     def open(self) -> None:
@@ -355,10 +349,6 @@ class Database(ABC):
         """
         return self._insert(insert_absent_of, table, rows) if rows else ()
 
-    def insert_if_absent(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        """Insert a whole row, unless it violates a constraint of `table`; whether it did not."""
-        return bool(self.insert_absent(table, [row]))
-
     def lock_rows(self, table: sa.Table, empty_rows: Sequence[Mapping[str, Any]]) -> None:
         """Lock the rows with the primary keys of `empty_rows` until the transaction ends.
 
@@ -409,9 +399,7 @@ class Database(ABC):
     def position(self, column: Any, text: str) -> Any:
         """Where `text` begins in `column`, counted from 1; 0 if it does not occur."""
 
-    def for_update(
-        self, select: sa.Select[Any], *, skip_locked: bool = False, key_share: bool = False
-    ) -> sa.Select[Any]:
+    def for_update(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
         """`select`, with its rows locked until the transaction ends.
 
         Where a transaction that writes is alone, as on SQLite, no row needs a lock.

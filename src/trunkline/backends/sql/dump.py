@@ -1,18 +1,15 @@
-"""The rows of SQL tables, for `trunkline inspect` and `trunkline copy`."""
+"""A SQL table, for `trunkline inspect` and `trunkline copy`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import ClassVar
 
 import sqlalchemy as sa
 
-from trunkline.backends.dump import Dumpable, Key, Row, Schema, Table
-from trunkline.backends.sql.database import Database, Migration
-from trunkline.errors import ConfigurationError
+from trunkline.backends.dump import Key, Row, Table
+from trunkline.backends.sql.database import Database
 
-__all__ = ("SQLDump",)
+__all__ = ("SQLTable",)
 
 _PREFIX = "trunkline_"
 
@@ -20,63 +17,6 @@ _PREFIX = "trunkline_"
 _PAGE_ROWS, _PAGE_BYTES = 2_000, 1 << 20
 
 _STREAMED = {"stream_results": True, "yield_per": 50}
-
-
-class SQLDump(Dumpable):
-    """A store in SQL tables: one implementation for all stores."""
-
-    store: ClassVar[str]
-    database: Database
-
-    #: The tables of the store, those that others refer to first, and the steps that make them.
-    sql_tables: ClassVar[Sequence[sa.Table]]
-    migrations: ClassVar[Sequence[Migration]]
-
-    def _adopt(self, database: Database) -> None:
-        self.database = database
-
-    @property
-    def tables(self) -> Sequence[SQLTable]:
-        return [SQLTable(self.database, table, self.namespace) for table in self.sql_tables]
-
-    def exists(self) -> bool:
-        file = self.database.file
-        return file is None or file.exists()
-
-    def attach(self) -> None:
-        if self.database.is_memory:
-            raise ConfigurationError("what is kept in memory ends with its process")
-        if not self.exists():
-            raise ConfigurationError(f"{self.database.file} does not exist")
-        self._adopt(self.database.read_only())
-        self.open()
-
-    def share(self, other: Dumpable) -> bool:
-        if isinstance(other, SQLDump):
-            self._adopt(other.database)
-        return isinstance(other, SQLDump)
-
-    def identity(self) -> str:
-        return self.database.identity()
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        return self.database.snapshot()
-
-    def schema(self) -> Schema | None:
-        version = self.database.schema_version(self.store)
-        return Schema(version, len(self.migrations)) if version else None
-
-    def namespaces(self) -> list[str]:
-        """Each is found by one look into the index of a table."""
-        found: set[str] = set()
-        for table in self.sql_tables:
-            column = table.c.namespace
-            name: str | None = ""
-            while name is not None:
-                found.add(name)
-                statement = sa.select(sa.func.min(column)).where(column > name)
-                name = self.database.connection.execute(statement).scalar()
-        return sorted(found - {""})
 
 
 class SQLTable(Table):

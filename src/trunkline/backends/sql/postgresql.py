@@ -185,10 +185,8 @@ class PostgreSQL(Database):
     def position(self, column: Any, text: str) -> Any:
         return sa.func.strpos(column, text)
 
-    def for_update(
-        self, select: sa.Select[Any], *, skip_locked: bool = False, key_share: bool = False
-    ) -> sa.Select[Any]:
-        return select.with_for_update(skip_locked=skip_locked, key_share=key_share, read=key_share)
+    def for_update(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
+        return select.with_for_update(skip_locked=skip_locked)
 
     def lock_keys(self, keys: Collection[str]) -> None:
         if keys:
