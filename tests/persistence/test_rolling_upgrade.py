@@ -192,6 +192,9 @@ async def test_a_row_that_cannot_be_read_fails_its_own_call_and_no_other(path, l
         await store.delete_message("m")
         with pytest.raises(NotFound):
             await store.get_message("m")
+        await store.delete_participant("ada")
+        with pytest.raises(NotFound):
+            await store.get_participant("ada")
 
 
 # -- the reader of 0.1.0 -------------------------------------------------------------------------

@@ -7,6 +7,9 @@ Changing a table means a further migration, never a change of one that was relea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
 
@@ -233,21 +236,11 @@ def _name_inbound_keys(connection: sa.Connection) -> None:
         .order_by(messages.c.id)
         .limit(1_000)
     )
-    named = (
-        sa.update(messages)
-        .where(messages.c.namespace == "default", messages.c.id == sa.bindparam("of_id"))
-        .values(inbound_key=sa.bindparam("key"))
-    )
     while page := connection.execute(of_page, {"last": last}).all():
         last = page[-1].id
         keys = {message_id: _inbound_key_of(document) for message_id, document in page}
-        changed = [
-            {"of_id": message_id, "key": key}
-            for message_id, key in keys.items()
-            if hashed_key(key) == message_id
-        ]
-        if changed:
-            connection.execute(named, changed)
+        right = {one: key for one, key in keys.items() if hashed_key(key) == one}
+        _update(connection, messages.c.inbound_key, right)
 
 
 def _inbound_key_of(document: str) -> str:
@@ -269,18 +262,26 @@ def _inbound_key_of(document: str) -> str:
 def _fold_names(connection: sa.Connection, table: sa.Table) -> None:
     """Names were folded without being normalised, which changes none in ASCII."""
     rows = connection.execute(sa.select(table.c.id, table.c.folded_name)).all()
-    changed = [
-        {"of_id": row.id, "folded": folded(row.folded_name)}
+    names = {
+        row.id: folded(row.folded_name)
         for row in rows
         if row.folded_name is not None and not row.folded_name.isascii()
-    ]
-    if changed:
-        connection.execute(
-            sa.update(table)
-            .where(table.c.id == sa.bindparam("of_id"))
-            .values(folded_name=sa.bindparam("folded")),
-            changed,
-        )
+    }
+    _update(connection, table.c.folded_name, names)
+
+
+def _update(connection: sa.Connection, column: sa.Column[Any], values: Mapping[str, str]) -> None:
+    """Store values of one column by the ids of their rows."""
+    table: Any = column.table
+    statement = (
+        sa.update(table)
+        # Without the namespace, which leads the primary key, each would read every row.
+        .where(table.c.namespace == "default", table.c.id == sa.bindparam("of_id"))
+        .values({column.name: sa.bindparam("value")})
+    )
+    if values:
+        rows = [{"of_id": row_id, "value": value} for row_id, value in values.items()]
+        connection.execute(statement, rows)
 
 
 #: The steps that lead to the present schema. Their number is its version.

@@ -104,11 +104,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return model
 
     def find(self, kind: type[M], *, for_update: bool = False, **by: str | None) -> M | None:
-        key = {name: value for name, value in by.items() if value is not None}
-        statement = _select_by(_TABLE_OF[kind], *key)
-        if for_update:
-            statement = self.database.for_update(statement)
-        rows = self._execute(statement, key).rows
+        rows = self._rows_with(kind, by, for_update=for_update)
         return _load(kind, rows[0]) if rows else None
 
     def page(
@@ -157,7 +153,7 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return participant
 
     def delete_participant(self, participant_id: str) -> None:
-        if self.find(Participant, for_update=True, id=participant_id) is not None:
+        if self._rows_with(Participant, {"id": participant_id}, for_update=True):
             self._replace_external_ids(participant_id, set())
             self.remove(Participant, id=participant_id)
 
@@ -311,26 +307,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
     def directory_search(
         self, target: DirectoryTarget, query: DirectoryQuery, limit: int, after: str | None
     ) -> list[Participant] | list[Room]:
-        if target == "participant":
-            statement = self._directory(participants, query, limit, after)
-            if query.external_id is not None:
-                external = participant_external_ids.c
-                statement = statement.join(participant_external_ids).where(
-                    external.channel == query.channel, external.external_id == query.external_id
-                )
-            return self._all_of_new(Participant, statement)
-        statement = self._directory(rooms, query, limit, after)
-        if query.external_id is not None:
-            statement = statement.join(room_bindings).where(
-                room_bindings.c.channel == query.channel,
-                room_bindings.c.bridge_id == query.bridge_id,
-                room_bindings.c.external_room_id == query.external_id,
-            )
-        return self._all_of_new(Room, statement)
-
-    def _directory(
-        self, table: sa.Table, query: DirectoryQuery, limit: int, after: str | None
-    ) -> sa.Select[Any]:
+        kind: type[Any] = Participant if target == "participant" else Room
+        table = _TABLE_OF[kind]
         statement = _documents(table).order_by(table.c.id).limit(limit)
         if after is not None:
             statement = statement.where(table.c.id > after)
@@ -340,7 +318,15 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
             # Not LIKE: its patterns have an end on SQLite.
             position = self.database.position(table.c.folded_name, folded(query.name))
             statement = statement.where(position > 0)
-        return statement
+        if query.external_id is not None:
+            referring, id_column = _EXTERNAL[kind]
+            statement = statement.join(referring).where(
+                referring.c.channel == query.channel,
+                referring.c[id_column] == query.external_id,
+            )
+            if query.bridge_id is not None:
+                statement = statement.where(referring.c.bridge_id == query.bridge_id)
+        return self._all_of_new(kind, statement)
 
     # -- onboarding ------------------------------------------------------------------------------
 
@@ -524,9 +510,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         return found or _require_found(self.find(Message, id=inbound.message.id))
 
     def counts(self) -> dict[str, int]:
-        return {
-            kind: self._execute(_count(table), {}).rows[0][0] for kind, table in _TABLES.items()
-        }
+        counted = {table.name: table.count() for table in self.tables}
+        return {kind: counted[kind] for kind in KINDS}
 
     def scan(
         self, kind: str, limit: int, after: str | None, newest_first: bool
@@ -559,6 +544,16 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
         """Execute a statement that is made for this call."""
         parameters = {"namespace": self.namespace}
         return self.database.connection.execute(statement, parameters).all()
+
+    def _rows_with(
+        self, kind: type[Model], by: Mapping[str, str | None], *, for_update: bool
+    ) -> Sequence[Any]:
+        """The rows of models with these values, as `find` looks them up."""
+        given = {name: value for name, value in by.items() if value is not None}
+        statement = _select_by(_TABLE_OF[kind], *given)
+        if for_update:
+            statement = self.database.for_update(statement)
+        return self._execute(statement, given).rows
 
     def _find(
         self,
@@ -664,11 +659,6 @@ def _select_by(table: sa.Table, *names: str) -> sa.Select[Any]:
 
 
 @cache
-def _count(table: sa.Table) -> sa.Select[Any]:
-    return sa.select(sa.func.count()).select_from(table).where(*_is_given(table))
-
-
-@cache
 def _delete_by(table: sa.Table, *names: str) -> sa.Delete:
     return sa.delete(table).where(*_is_given(table, *names))
 
@@ -734,6 +724,12 @@ def _window(before: bool, after: bool, in_thread: bool) -> sa.Select[Any]:
 
 _TABLES = {kind: rooms.metadata.tables[f"trunkline_{kind}"] for kind in KINDS}
 _TABLE_OF = {KINDS[kind]: table for kind, table in _TABLES.items()}
+
+#: What holds the external ids of a kind, and in which column.
+_EXTERNAL: dict[type[Model], tuple[sa.Table, str]] = {
+    Participant: (participant_external_ids, "external_id"),
+    Room: (room_bindings, "external_room_id"),
+}
 
 #: The columns of an external room.
 _SOURCE = ("channel", "bridge_id", "external_room_id")

@@ -91,6 +91,8 @@ class Database(ABC):
         self.url = url
         self.shown_url = hide_password(url)
         self.component = component
+        #: What errors begin with.
+        self._shown = f"{component} at {self.shown_url}"
         self._parsed_url = sa.make_url(url)
         self._migrations = migrations
         self._timeout_ms = timeout_ms
@@ -309,11 +311,8 @@ class Database(ABC):
             except DBAPIError:
                 pass  # it was broken already, which is why it is dropped
 
-    def _translate(self, error: DBAPIError) -> TrunklineError:
-        return self.translate(error, f"{self.component} at {self.shown_url}")
-
     @abstractmethod
-    def translate(self, error: DBAPIError, where: str) -> TrunklineError:
+    def _translate(self, error: DBAPIError) -> TrunklineError:
         """What `error` means to a caller. Never the statement's parameters: they may be secret."""
 
     @abstractmethod

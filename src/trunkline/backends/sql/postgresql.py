@@ -83,6 +83,8 @@ class PostgreSQL(Database):
         return {name: wanted[name] for name in wanted.keys() - self._parsed_url.query.keys()}
 
     def _prepare(self, connection: Any, _record: object) -> None:
+        from psycopg.types.array import ListBinaryDumper
+
         timeout_ms = min(self._timeout_ms, _LARGEST_SETTING)
         settings = {
             "statement_timeout": timeout_ms,
@@ -94,7 +96,7 @@ class PostgreSQL(Database):
         }
         connection.execute("; ".join(f"SET {name} = {settings[name]}" for name in settings))
         # Texts in a list that is sent as text would each be escaped.
-        connection.adapters.register_dumper(list, _list_dumper())
+        connection.adapters.register_dumper(list, ListBinaryDumper)
         # The server itself ends a statement that takes too long, if it still can.
         connection.answer_timeout = self._timeout_ms / 1000 + _GRACE
 
@@ -233,9 +235,9 @@ class PostgreSQL(Database):
 
     # -- errors ----------------------------------------------------------------------------------
 
-    def translate(self, error: DBAPIError, where: str) -> TrunklineError:
+    def _translate(self, error: DBAPIError) -> TrunklineError:
         state = getattr(error.orig, "sqlstate", None) or ""
-        text = f"{where}: {_first_line(error.orig)}" + (f" ({state})" if state else "")
+        text = f"{self._shown}: {_first_line(error.orig)}" + (f" ({state})" if state else "")
         if isinstance(error, DataError):
             return InvalidModel(text)
         if state.startswith(_MISTAKES) or (not state and _REFUSALS.search(text)):
@@ -253,7 +255,7 @@ class PostgreSQL(Database):
         return StoreError(text)
 
     def _is_broken(self, error: DBAPIError) -> bool:
-        return isinstance(self.translate(error, ""), ConnectionLost)
+        return isinstance(self._translate(error), ConnectionLost)
 
 
 def _first_line(error: BaseException | None) -> str:
@@ -327,13 +329,6 @@ def _channel_name(channel: str) -> str:
 
 def _connect(_dialect: object, _record: object, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _connection_class().connect(*args, **kwargs)
-
-
-@cache
-def _list_dumper() -> Any:
-    from psycopg.types.array import ListBinaryDumper
-
-    return ListBinaryDumper
 
 
 @cache

@@ -274,13 +274,15 @@ class SQLite(Database):
 
     # -- errors ----------------------------------------------------------------------------------
 
-    def translate(self, error: DBAPIError, where: str) -> TrunklineError:
+    def _translate(self, error: DBAPIError) -> TrunklineError:
         cause, code = error.orig, _code(error)
         # A text that is not UTF-8 is quoted, and may be a secret.
         reason = str(cause).partition(" with text ")[0]
-        text = f"{where}: {reason} ({code or type(cause).__name__})"
+        text = f"{self._shown}: {reason} ({code or type(cause).__name__})"
         if code.startswith("SQLITE_INTERRUPT"):
-            return StoreUnavailable(f"{where}: a statement took longer than {self._timeout_ms} ms")
+            return StoreUnavailable(
+                f"{self._shown}: a statement took longer than {self._timeout_ms} ms"
+            )
         if code.startswith(_MISTAKES):
             return ConfigurationError(text)
         if code.startswith(_BUSY):
