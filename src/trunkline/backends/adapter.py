@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trunkline.actors import Call
-from trunkline.backends.dump import Dumpable
+from trunkline.backends.dump import Schema, Table
 from trunkline.errors import ConfigurationError, StoreUnavailable, TrunklineError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ("Adapter",)
 
 
-class Adapter(Dumpable):
+class Adapter:
     """Base of every adapter. A domain adds its methods; a store runs them, one at a time.
 
     Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`) and write its
@@ -161,3 +161,60 @@ class Adapter(Dumpable):
                 is raised is the answer to every call of the batch.
         """
         return nullcontext()
+
+    # What is stored, as tables of rows. An adapter whose data is to be copied overrides `tables`,
+    # and what else has a better answer than the default here. Everything but `namespaces` is about
+    # the adapter's own namespace.
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """What the store keeps; a table that others refer to stands before them.
+
+        Tables, `schema` and `namespaces` are used inside a `snapshot` or a transaction.
+        """
+        raise ConfigurationError(f"{type(self).__name__} does not support copying")
+
+    def exists(self) -> bool:
+        """Whether there is something to connect to. A server may still be unreachable."""
+        return True
+
+    def attach(self) -> None:
+        """Connect as `open` does, but create, migrate and change nothing.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached.
+            ConfigurationError: there is no such file, or it is not a database.
+        """
+        if not self.blocking:
+            raise ConfigurationError("what is kept in memory ends with its process")
+        self.open()
+
+    def share(self, other: Adapter) -> bool:
+        """Use the connection of another adapter on the same database; whether that is possible.
+
+        What both read inside one `snapshot` is then of the same instant.
+        """
+        return False
+
+    def identity(self) -> str | None:
+        """The same for two adapters that lead to one database; `None` if that is not known.
+
+        It keeps a copy from deleting its own source. Without it, `force` is refused between two
+        databases of this adapter's class.
+        """
+        return None
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """What is read inside is of one instant where the database can do that.
+
+        It may take as long as it takes.
+        """
+        return nullcontext()
+
+    def schema(self) -> Schema | None:
+        """The version of what is stored; `None` if nothing of this store is there."""
+        return Schema() if self.namespaces() else None
+
+    def namespaces(self) -> list[str]:
+        """All namespaces that hold something, sorted."""
+        return [self.namespace]

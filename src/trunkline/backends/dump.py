@@ -1,17 +1,14 @@
-"""What `trunkline inspect` and `trunkline copy` need of an adapter."""
+"""What is stored, as rows: for `trunkline inspect` and `trunkline copy`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from trunkline.errors import ConfigurationError
-
-__all__ = ("Dumpable", "Key", "Row", "Schema", "Table")
+__all__ = ("Key", "Row", "Schema", "Table")
 
 #: One record as it is stored: its key, then the rest. Values stay encoded, and encrypted if they
 #: are. The rows of a store are the same whatever its adapter: those of its SQL tables, without the
@@ -73,70 +70,3 @@ class Table(ABC):
     @abstractmethod
     def erase(self) -> None:
         """Delete every row. Inside a transaction that may write."""
-
-
-class Dumpable:
-    """Part of the contract of every adapter: what is stored, as tables of rows.
-
-    An adapter whose data is to be copied overrides `tables`, and what else has a better answer
-    than the default here. Everything but `namespaces` is about the adapter's own namespace.
-    """
-
-    blocking: ClassVar[bool]
-    namespace: str
-
-    @property
-    def tables(self) -> Sequence[Table]:
-        """What the store keeps; a table that others refer to stands before them.
-
-        Tables, `schema` and `namespaces` are used inside a `snapshot` or a transaction.
-        """
-        raise ConfigurationError(f"{type(self).__name__} does not support copying")
-
-    def open(self) -> None:
-        raise NotImplementedError
-
-    def exists(self) -> bool:
-        """Whether there is something to connect to. A server may still be unreachable."""
-        return True
-
-    def attach(self) -> None:
-        """Connect as `open` does, but create, migrate and change nothing.
-
-        Raises:
-            StoreUnavailable: the server cannot be reached.
-            ConfigurationError: there is no such file, or it is not a database.
-        """
-        if not self.blocking:
-            raise ConfigurationError("what is kept in memory ends with its process")
-        self.open()
-
-    def share(self, other: Dumpable) -> bool:
-        """Use the connection of another adapter on the same database; whether that is possible.
-
-        What both read inside one `snapshot` is then of the same instant.
-        """
-        return False
-
-    def identity(self) -> str | None:
-        """The same for two adapters that lead to one database; `None` if that is not known.
-
-        It keeps a copy from deleting its own source. Without it, `force` is refused between two
-        databases of this adapter's class.
-        """
-        return None
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        """What is read inside is of one instant where the database can do that.
-
-        It may take as long as it takes.
-        """
-        return nullcontext()
-
-    def schema(self) -> Schema | None:
-        """The version of what is stored; `None` if nothing of this store is there."""
-        return Schema() if self.namespaces() else None
-
-    def namespaces(self) -> list[str]:
-        """All namespaces that hold something, sorted."""
-        return [self.namespace]

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from trunkline.backends.adapter import Adapter
-from trunkline.backends.dump import Dumpable
 from trunkline.backends.errors import ConnectionLost
 from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.url import hide_password
@@ -371,7 +370,7 @@ class RedisAdapter(Adapter):
         finally:
             self.server.close()
 
-    def share(self, other: Dumpable) -> bool:
+    def share(self, other: Adapter) -> bool:
         if isinstance(other, RedisAdapter):
             self.server = other.server
         return isinstance(other, RedisAdapter)

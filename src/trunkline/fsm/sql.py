@@ -117,7 +117,6 @@ class SQLFSMAdapter(AdvisoryLocks, RecordFSMAdapter):
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)
-        self.readers = 0 if database.is_memory else 1
         # What the batch under way has read, as rows and as records; and what of that it has
         # changed. `None` stands for what is missing.
         self._rows: dict[RecordKey, Any] | None = None

@@ -77,12 +77,8 @@ class SQLPersistenceAdapter(SQLAdapter, PersistenceAdapter):
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)
-        if database.is_memory:
-            self.writers, self.readers = 1, 0
-        elif database.writes_concurrently:
+        if database.writes_concurrently:
             self.writers, self.readers = 4, 2
-        else:
-            self.writers, self.readers = 1, 1
         #: By kind and key, the documents of rooms and senders that `_origins_version` of the
         #: database has.
         self._origins: dict[type[Model], dict[_Key, bytes]] = {}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from trunkline.actors import Call
-from trunkline.backends.sql import AdvisoryLocks, Database
+from trunkline.backends.sql import AdvisoryLocks
 from trunkline.signal.adapter import ABSENT, Commit, KeyName, SignalAdapter, Versioned, unreadable
 
 __all__ = ("SQLSignalAdapter",)
@@ -66,10 +66,6 @@ class SQLSignalAdapter(AdvisoryLocks, SignalAdapter):
 
     sql_tables: ClassVar = (entries,)
     migrations: ClassVar = MIGRATIONS
-
-    def _adopt(self, database: Database) -> None:
-        super()._adopt(database)
-        self.readers = 0 if database.is_memory else 1
 
     def run_together(self, calls: Sequence[Call]) -> None:
         commits = [call for call in calls if call.handler is SignalAdapter.commit]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from xxhash import xxh3_64_intdigest
 
 from trunkline.backends.adapter import Adapter
-from trunkline.backends.dump import Dumpable, Schema
+from trunkline.backends.dump import Schema
 from trunkline.backends.registry import AdapterOptions
 from trunkline.backends.sql.database import Database, Migration, database_at
 from trunkline.backends.sql.dump import SQLTable
@@ -48,6 +48,7 @@ class SQLAdapter(Adapter):
     def _adopt(self, database: Database) -> None:
         """Work on `database` from now on. What belongs to a connection begins anew."""
         self.database = database
+        self.readers = 0 if database.is_memory else 1
 
     def sibling(self) -> Self:
         other = copy(self)
@@ -84,7 +85,7 @@ class SQLAdapter(Adapter):
         self._adopt(self.database.sibling(read_only=True))
         self.open()
 
-    def share(self, other: Dumpable) -> bool:
+    def share(self, other: Adapter) -> bool:
         if isinstance(other, SQLAdapter):
             self._adopt(other.database)
         return isinstance(other, SQLAdapter)
