@@ -76,8 +76,9 @@ class KeyLocks:
     """Locks by key within one event loop, first come, first served."""
 
     def __init__(self) -> None:
-        # A key that no task holds is not in here.
-        self._queues: dict[str, _Queue] = {}
+        #: By key, the tasks that want it, the first of which holds it. Of each its id, and the
+        #: event that wakes it if it has to wait. A key that no task wants is not in here.
+        self._queues: dict[str, deque[tuple[int, anyio.Event | None]]] = {}
 
     def __len__(self) -> int:
         """Keys that are held."""
@@ -99,41 +100,31 @@ class KeyLocks:
     async def acquire(self, key: str) -> None:
         """Take `key`, as `hold` does; it must be released."""
         task_id = anyio.get_current_task().id
-        queue = self._queues.get(key)
-        if queue is None:
-            self._queues[key] = _Queue(task_id)
+        queue = self._queues.setdefault(key, deque())
+        if not queue:
+            queue.append((task_id, None))
             return
-        if queue.owner_id == task_id:
+        if queue[0][0] == task_id:
             raise RuntimeError(f"this task holds the lock {key!r} already")
         turn = anyio.Event()
-        queue.waiters.append((turn, task_id))
+        queue.append((task_id, turn))
         try:
             await turn.wait()
         except BaseException:
             if turn.is_set():  # it was this task's turn already: hand it on
                 self.release(key)
             else:
-                queue.waiters.remove((turn, task_id))
+                queue.remove((task_id, turn))
             raise
 
     def release(self, key: str) -> None:
         """Hand `key` on to the task that has waited longest."""
         queue = self._queues[key]
-        if queue.waiters:
-            turn, queue.owner_id = queue.waiters.popleft()
-            turn.set()
-        else:
+        queue.popleft()
+        if not queue:
             del self._queues[key]
-
-
-class _Queue:
-    """The task that holds a key, and those that wait for it."""
-
-    __slots__ = ("owner_id", "waiters")
-
-    def __init__(self, owner_id: int) -> None:
-        self.owner_id = owner_id
-        self.waiters: deque[tuple[anyio.Event, int]] = deque()
+        elif (turn := queue[0][1]) is not None:
+            turn.set()
 
 
 class Leases:
