@@ -240,12 +240,18 @@ class LoopTime:
         await turns(4)
 
 
+#: The time of uvloop cannot be set. Older versions of aiogram make it the loop of every program.
+on_plain_asyncio = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": asyncio.SelectorEventLoop})], ids=["asyncio"]
+)
+
+
 @pytest.fixture
 async def loop_time(monkeypatch):
     return LoopTime(monkeypatch)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@on_plain_asyncio
 async def test_every_caller_has_a_time_of_his_own(make_mailbox, loop_time):
     mailbox = make_mailbox(4, timeout_ms=1_000)
     outcomes = {}
@@ -273,7 +279,7 @@ async def test_every_caller_has_a_time_of_his_own(make_mailbox, loop_time):
     assert [item.awaited for item in taken] == [False, False, True, False]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@on_plain_asyncio
 async def test_time_goes_on_being_watched_after_a_quiet_while(make_mailbox, loop_time):
     mailbox = make_mailbox(2, timeout_ms=1_000)
     for _ in range(3):
@@ -287,7 +293,7 @@ async def test_time_goes_on_being_watched_after_a_quiet_while(make_mailbox, loop
         await loop_time.pass_by(5)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@on_plain_asyncio
 async def test_a_reply_behind_the_end_of_the_time_disturbs_nobody(make_mailbox, loop_time):
     mailbox = make_mailbox(2, timeout_ms=1_000)
     late, in_time = call(), call()
