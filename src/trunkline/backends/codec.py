@@ -127,10 +127,9 @@ def copy_value(value: Any) -> Any:
 
 def copy_fields(fields: Mapping[Any, Any]) -> dict[Any, Any]:
     """A copy of a map of values that `copy_value` has made."""
-    return {
-        name: value if type(value) in _IMMUTABLE else copy_value(value)
-        for name, value in fields.items()
-    }
+    if _IMMUTABLE.issuperset(map(type, fields.values())):
+        return dict(fields)
+    return {name: copy_value(value) for name, value in fields.items()}
 
 
 def normalize_name(name: Any) -> Any:

@@ -121,17 +121,17 @@ class Store(Service, Generic[AdapterT]):
         args: tuple[Any, ...],
         order: Mapping[str, Hashable],
     ) -> Awaitable[R]:
-        call = self._queue if self._adapter.blocking else self._perform
+        call: Awaitable[R]
+        if self._adapter.blocking:
+            call = self._queue(worker, method, args, order)
+        else:
+            call = self._perform(worker, method, args)
         if self.tracing is None:
-            return call(worker, method, args, order)
-        return self._trace(self.tracing(method.__name__), call(worker, method, args, order))
+            return call
+        return self._trace(self.tracing(method.__name__), call)
 
     async def _perform(
-        self,
-        worker: ActorRef[Any],
-        method: Callable[..., Any],
-        args: tuple[Any, ...],
-        order: Mapping[str, Hashable],
+        self, worker: ActorRef[Any], method: Callable[..., Any], args: tuple[Any, ...]
     ) -> Any:
         """Call a `DirectWorker`: at once if its turn is now."""
         result = worker.call_local(DirectWorker.perform, method, *args)
