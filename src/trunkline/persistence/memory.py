@@ -151,6 +151,19 @@ class MemoryPersistenceAdapter(PersistenceAdapter):
 
     # -- messages --------------------------------------------------------------------------------
 
+    # These two are called most often, and are spared what serves every kind.
+
+    def save_message(self, message: Message) -> Message:
+        self._require_room(message.room_id)
+        self._models[Message].put(message.id, message)
+        return checked(message)
+
+    def get_message(self, message_id: str) -> Message:
+        message: Message | None = self._models[Message].by_key.get(message_id)
+        if message is None:
+            raise not_found(Message, id=message_id)
+        return checked(message)
+
     def get_messages(
         self,
         room_id: str,
