@@ -269,7 +269,11 @@ class Runner:
         #: When to ask for turns that are due, on `time.monotonic`; and whether some wait by now.
         self._due_at = float("inf")
         self._has_backlog = True
+        #: What the threads have found: processes that are dead, claims that nobody here knows, and
+        #: whether another process has changed something.
         self._dead: list[str] = []
+        self._to_forget: list[tuple[str, str]] = []
+        self._is_noticed = False
         self._failure: Exception | None = None
         self.started_at: float | None = None
         self.oldest_waiting_ms = 0
@@ -405,8 +409,7 @@ class Runner:
                 scan_at = now + lease / 2
                 self._has_backlog = True
             try:
-                while self._dead:
-                    await self._bury(self._dead[-1])
+                await self._look_after()
                 if not self._is_stopping and (self._has_backlog or self._due_at <= now):
                     await self._claim()
             except TrunklineError as error:
@@ -418,6 +421,20 @@ class Runner:
                 wait = min(wait, _FIRST_PAUSE)
             with anyio.move_on_after(max(wait, 0.001)):
                 await self._wake.wait()
+
+    async def _look_after(self) -> None:
+        """Do what the threads have found to do."""
+        while self._dead:
+            await self._bury(self._dead[-1])
+        while self._to_forget:
+            key, turn_id = self._to_forget[-1]
+            await self.inbox.ask(key, InboxAdapter.forget, key, turn_id)
+            self._to_forget.pop()
+            self._has_backlog = True
+        if self._is_noticed:
+            self._is_noticed = False
+            if self._running:
+                await self._check_running()
 
     async def _claim(self) -> None:
         """Begin what is due, as far as there is room."""
@@ -479,15 +496,9 @@ class Runner:
                 unknown[turn_id] = self._unknown[turn_id] + 1
                 # Seen twice: its reply is not on its way any more.
                 if unknown[turn_id] == 2:
-                    self._tasks.start_soon(self._forget, key, turn_id)
+                    self._to_forget.append((key, turn_id))
+                    self._wake.set()
         self._unknown = unknown
-
-    async def _forget(self, key: str, turn_id: str) -> None:
-        try:
-            await self.inbox.ask(key, InboxAdapter.forget, key, turn_id)
-        except TrunklineError:
-            return  # the next heartbeats find it again
-        self.wake()
 
     def _dead_soon(self, owner_id: str) -> None:
         if owner_id not in self._dead:
@@ -495,18 +506,12 @@ class Runner:
             self._wake.set()
 
     def _on_notice(self) -> None:
-        if self._tasks is None:
-            return
+        self._is_noticed = True
         self.wake()
-        if self._running:
-            self._tasks.start_soon(self._check_running)
 
     async def _check_running(self) -> None:
         """Whether turns that run here were cancelled elsewhere, or got items that may join."""
-        try:
-            beat = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
-        except TrunklineError:
-            return
+        beat = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
         for turn_id, (_, may_act) in beat.claims.items():
             running = self._running.get(turn_id)
             if running is not None and not may_act:
