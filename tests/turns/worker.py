@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -252,7 +253,7 @@ class Histories:
         return [
             (key, before[2], after[2])
             for key, runs in self.runs.items()
-            for before, after in zip(runs, runs[1:], strict=False)
+            for before, after in pairwise(runs)
             if after[0] < before[1]
         ]
 
