@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-URLS = ["memory", "sqlite", "postgres"]
+URLS = ["memory", "sqlite", "postgres", "valkey"]
 
 
 @pytest.fixture(params=URLS)

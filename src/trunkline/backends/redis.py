@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from importlib.resources import files
+from time import monotonic
 from typing import Any, NamedTuple, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -117,6 +118,8 @@ class RedisServer:
             self.shown_url = f"redis://{where.get('host', '')}:{where.get('port', '')}"
         # Digests of the scripts that the server should know by now.
         self._loaded: set[str] = set()
+        #: The connection that hears notices, once one is waited for.
+        self._listener: Any = None
 
     def sibling(self) -> RedisServer:
         """Another connection to the same server."""
@@ -142,6 +145,7 @@ class RedisServer:
     def close(self) -> None:
         """Close the connection, unless it is the program's."""
         self._loaded.clear()
+        self._stop_listening()
         if self._is_owned:
             self._pool.disconnect()
 
@@ -163,7 +167,8 @@ class RedisServer:
     def namespaces(self, pattern: str) -> list[str]:
         """What stands in the first braces of the keys that match, sorted."""
         found = {key[key.index(b"{") + 1 : key.index(b"}")] for key in self.keys(pattern)}
-        return sorted(unquote(name.decode()) for name in found)
+        # Behind a colon stands the shard, where there are some.
+        return sorted({unquote(name.partition(b":")[0].decode()) for name in found})
 
     def call(self, call: Command | ScriptCall) -> Any:
         """Run one command or script; what it returned."""
@@ -203,6 +208,38 @@ class RedisServer:
             self._translate(result) if isinstance(result, RedisError) else result
             for result in results
         ]
+
+    def wait_notice(self, channel: str, sender: bytes, timeout_ms: int) -> bool:
+        """Wait for a message on a channel that `sender` has not sent; whether one came.
+
+        True as well when it begins to listen, and after the connection was lost: some may have been
+        sent before.
+        """
+        end = monotonic() + timeout_ms / 1000
+        try:
+            if self._listener is None:
+                client: Any = redis.Redis(connection_pool=self._pool)
+                self._listener = client.pubsub()
+                self._listener.subscribe(channel)
+            while (left := end - monotonic()) > 0:
+                message = self._listener.get_message(timeout=left)
+                if message is not None and message["data"] != sender:
+                    self._skip_notices()
+                    return True
+        except RedisError as error:
+            self._stop_listening()
+            raise self._translate(error) from None
+        return False
+
+    def _skip_notices(self) -> None:
+        """One look answers all that were sent until now."""
+        while self._listener.get_message() is not None:
+            pass
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def _exchange(self, commands: Sequence[Words]) -> list[Any]:
         """Send commands in one go and read as many replies.
@@ -274,7 +311,8 @@ def _open_pool(url: str, shown_url: str, timeout_ms: int) -> redis.ConnectionPoo
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
             socket_timeout=timeout_ms / 1000,
             socket_connect_timeout=timeout_ms / 1000,
-            max_connections=1,
+            # One for calls, and one for notices where they are waited for.
+            max_connections=2,
             # What was sent may have been run, and must not be run a second time. A connection
             # that was closed meanwhile is noticed and replaced before anything is sent.
             retry=Retry(NoBackoff(), 0),

@@ -167,6 +167,7 @@ def _register_built_in() -> None:
     redis = {
         "fsm": "trunkline.fsm.redis:RedisFSMAdapter",
         "signal": "trunkline.signal.redis:RedisSignalAdapter",
+        "inbox": "trunkline.turns.redis:RedisInboxAdapter",
     }
     memory = {
         "persistence": "trunkline.persistence.memory:MemoryPersistenceAdapter",

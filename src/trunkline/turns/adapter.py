@@ -21,7 +21,9 @@ from trunkline.turns.policy import TurnPolicy
 from trunkline.turns.session import RUNNING, Change, Claim, Claimant, Entry, NewItem, Session
 
 __all__ = (
+    "ALONE",
     "SHARDS",
+    "URGENT",
     "Accepted",
     "Applied",
     "Beat",
@@ -45,6 +47,9 @@ _SHORT_MARK_MS = 60_000
 
 #: Sessions that one call looks at most.
 _PAGE = 256
+
+#: The flags of an item as they are stored.
+ALONE, URGENT = 1, 2
 
 #: Parts of the keys of an inbox, where a database spreads them over servers.
 SHARDS = 64
@@ -784,7 +789,9 @@ def _with_rows(value: Any, applied: Applied) -> Any:
             value, begun=tuple([_filled(one, applied) for one in value.begun])
         )
     if isinstance(value, tuple | list):
-        return type(value)([_with_rows(one, applied) for one in value])
+        # Without a lock, an item may have been removed meanwhile.
+        found = [one for one in value if not isinstance(one, ItemRow) or one.id in applied.rows]
+        return type(value)([_with_rows(one, applied) for one in found])
     if isinstance(value, ItemRow):
         return applied.rows[value.id]
     return _filled(value, applied) if isinstance(value, Begun) else value
