@@ -15,7 +15,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from trunkline import FSMStore, PersistenceStore, SessionRouter, Trunkline
+from trunkline import FSMStore, Inbox, PersistenceStore, SessionRouter, Trunkline
 from trunkline.errors import (
     ConfigurationError,
     InvalidModel,
@@ -28,6 +28,7 @@ from trunkline.persistence import Message
 from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.settings import RouterSettings
 from trunkline.testing import ManualClock, crash
+from trunkline.turns.memory import MemoryInboxAdapter
 
 
 @pytest.fixture
@@ -727,7 +728,7 @@ async def test_a_line_that_is_closing_takes_no_more():
             refused = []
 
             async def send_late(route, content):
-                while line._all_done is None:
+                while line.is_running:
                     await checkpoint()
                 try:
                     await line.ingest(**hello(external_message_id=2))
@@ -764,10 +765,37 @@ async def test_a_part_may_have_a_url_or_an_adapter_of_its_own(tmp_path):
         persistence=MemoryPersistenceAdapter(),
         fsm=fsm,
         signal=f"sqlite:///{tmp_path / 'keys.db'}",
+        inbox=MemoryInboxAdapter(),
     ) as line:
         await line.ingest(**hello())
         await line.signal.set({"session": {"alice": b"1"}})
     assert sorted(os.listdir(tmp_path)) == ["keys.db"]
+
+
+async def test_an_inbox_is_at_the_url_of_its_line_in_its_namespace(tmp_path):
+    url = f"sqlite:///{tmp_path / 'bot.db'}"
+    async with Trunkline(url, name="shop") as line:
+        assert line.inbox.name == "shop.inbox"
+        receipt = await line.accept(**hello())
+    async with Inbox(url, namespace="shop") as inbox, Inbox(url) as other:
+        assert [item.id for item in await inbox.list("waiting")] == [receipt.item_id]
+        assert await other.list("waiting") == []
+
+
+async def test_an_inbox_may_be_one_of_the_program_at_another_url_or_left_out(tmp_path):
+    inbox = Inbox("memory://", name="mine")
+    async with Trunkline("memory://", inbox=inbox) as line:
+        assert line.inbox is inbox
+        await line.accept(**hello())
+        assert (await inbox.counts()).waiting == 1
+    async with Trunkline("memory://", inbox=f"sqlite:///{tmp_path / 'inbox.db'}") as line:
+        await line.accept(**hello())
+    assert os.listdir(tmp_path) == ["inbox.db"]
+    async with Trunkline("memory://", inbox=None) as line:
+        with pytest.raises(ConfigurationError, match="inbox=None"):
+            await line.accept(**hello())
+        with pytest.raises(ConfigurationError, match="inbox=None"):
+            line.turns(lambda turn: None)
 
 
 async def test_a_part_may_be_a_store_that_the_program_made(tmp_path):
@@ -801,6 +829,9 @@ async def test_stats_tell_of_every_part(line):
     assert stats.router.total.sets == 1
     assert stats.persistence.calls == 1
     assert (stats.fsm.calls, stats.signal.calls) == (0, 0)
+    before = stats.inbox.calls
+    await line.accept(**hello(external_message_id=2))
+    assert line.stats().inbox.calls == before + 1
 
 
 # -- settings --------------------------------------------------------------------------------------
@@ -843,11 +874,13 @@ def test_settings_come_from_the_environment():
             "TRUNKLINE_TTL_MS": "60_000",
             "TRUNKLINE_PARTITION_COUNT": "3",
             "TRUNKLINE_SIGNAL": "",
+            "TRUNKLINE_INBOX": "",
             "HOME": "/",
         }
     )
     assert (line.router.config.ttl_ms, line.router.partition_count) == (60_000, 3)
     assert line.stats().signal is None
+    assert line.stats().inbox is None
 
 
 @pytest.mark.parametrize(

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
-from msgspec.structs import replace
+from anyio.abc import TaskStatus
 
-from trunkline.actors import Service
+from trunkline.actors import RestartPolicy, Service
 from trunkline.actors.task_group import open_task_group
+from trunkline.arrival import Arrival, new_arrival, payload_of
 from trunkline.backends import Adapter, Store, StoreStats
 from trunkline.backends.cipher import EncryptionKey
-from trunkline.errors import ConfigurationError, NotRecorded, StoreUnavailable
+from trunkline.backends.locks import KeyLocks
+from trunkline.delivery import Delivery, Send, new_answer, send_answer
+from trunkline.errors import ConfigurationError
 from trunkline.fsm import FSMAdapter, FSMStore
-from trunkline.persistence import (
-    Inbound,
-    Message,
-    Participant,
-    PersistenceAdapter,
-    PersistenceStore,
-    Room,
-)
+from trunkline.line_turn import LineTurn, LineTurns
+from trunkline.persistence import Inbound, Message, PersistenceAdapter, PersistenceStore
 from trunkline.persistence.inbound import new_inbound
-from trunkline.persistence.models import ExternalId, now
-from trunkline.persistence.validation import require_mapping
-from trunkline.routing import Resolution, Route, RouterStats, SessionKey, SessionRouter
+from trunkline.persistence.models import ExternalId
+from trunkline.routing import Resolution, RouterStats, SessionKey, SessionRouter
 from trunkline.settings import RouterSettings, parse_settings, refuse_unknown
 from trunkline.signal import SignalAdapter, SignalStore
+from trunkline.turns import Inbox, InboxAdapter, Receipt, TurnPolicy
+from trunkline.turns.runner import OnFailed
 from trunkline.validation import require_positive
 
 __all__ = ("Arrival", "LineStats", "Trunkline")
@@ -42,21 +39,7 @@ S = TypeVar("S", bound=Store[Any])
 PersistencePart: TypeAlias = str | PersistenceAdapter | PersistenceStore | None
 FSMPart: TypeAlias = str | FSMAdapter | FSMStore | None
 SignalPart: TypeAlias = str | SignalAdapter | SignalStore | None
-
-
-class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """An inbound message, as `ingest` has stored it."""
-
-    #: The conversation: its route is set.
-    session_key: SessionKey
-    #: Where the message came from, and where its answer goes if no newer route is set.
-    origin: Route
-    #: As it is stored; not stored, if the line has no persistence.
-    message: Message
-    room: Room
-    participant: Participant | None
-    #: Whether the same message, by its external id, was ingested before.
-    duplicate: bool
+InboxPart: TypeAlias = str | InboxAdapter | Inbox | None
 
 
 class LineStats(msgspec.Struct, frozen=True):
@@ -66,10 +49,13 @@ class LineStats(msgspec.Struct, frozen=True):
     persistence: StoreStats | None
     fsm: StoreStats | None
     signal: StoreStats | None
+    inbox: StoreStats | None
 
 
 class Trunkline(Service):
-    """One object for a bot: `line.router`, `line.persistence`, `line.fsm` and `line.signal`.
+    """One object for a bot: `line.router`, its stores, and the turns that answer its messages.
+
+    Its stores are `line.persistence`, `line.fsm`, `line.signal` and `line.inbox`.
 
     Args:
         url: where the stores keep their data: `sqlite:///bot.db`, `postgresql://…` or `memory://`.
@@ -77,7 +63,9 @@ class Trunkline(Service):
             line enters and leaves a store that is passed in.
         fsm: the same.
         signal: the same.
-        encryption_key: encrypts credentials of bridges and signal values at rest.
+        inbox: the same.
+        encryption_key: encrypts credentials of bridges, signal values, and the payloads and steps
+            of the inbox at rest.
         name: stands in events, logs and errors; by default `trunkline`.
         namespace: lines of two namespaces never see each other's data. By default the name, or
             `default`, as for a store by itself, where no name is passed either. Adapters and stores
@@ -110,6 +98,7 @@ class Trunkline(Service):
         persistence: PersistencePart | Literal["same"] = "same",
         fsm: FSMPart | Literal["same"] = "same",
         signal: SignalPart | Literal["same"] = "same",
+        inbox: InboxPart | Literal["same"] = "same",
         encryption_key: EncryptionKey | None = None,
         name: str | None = None,
         namespace: str | None = None,
@@ -127,11 +116,11 @@ class Trunkline(Service):
         )
         self._fsm = _part(FSMStore, fsm, url, namespace, name=f"{name}.fsm")
         self._signal = _part(SignalStore, signal, url, namespace, name=f"{name}.signal", **secret)
+        self._inbox = _part(Inbox, inbox, url, namespace, name=f"{name}.inbox", **secret)
         self._stop_timeout_ms = require_positive("stop_timeout_ms", stop_timeout_ms)
-        self._under_way = 0
-        self._all_done: anyio.Event | None = None
-        # Where answers are recorded, whatever cancels the tasks that deliver them.
-        self._recorder: TaskGroup | None = None
+        self._delivery = Delivery(name, self.router, self._persistence)
+        #: The order of a conversation's messages on their way into the inbox.
+        self._order = KeyLocks()
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -176,9 +165,19 @@ class Trunkline(Service):
         """Raises `ConfigurationError` if it was left out."""
         return _present(self._signal, "signal")
 
+    @property
+    def inbox(self) -> Inbox:
+        """Raises `ConfigurationError` if it was left out."""
+        return _present(self._inbox, "inbox")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it takes messages: it was entered, and is not closing."""
+        return self._delivery.is_running
+
     def stats(self) -> LineStats:
         """The counters of every part at this moment."""
-        stores = (self._persistence, self._fsm, self._signal)
+        stores = (self._persistence, self._fsm, self._signal, self._inbox)
         return LineStats(
             self.router.stats(), *(None if store is None else store.stats() for store in stores)
         )
@@ -229,8 +228,7 @@ class Trunkline(Service):
             StoreUnavailable: the database is away; no route was set, and nothing was stored unless
                 the error says that it may have been.
         """
-        self._begin()
-        try:
+        with self._delivery.under_way():
             inbound = new_inbound(
                 channel=channel,
                 bridge_id=bridge_id,
@@ -245,26 +243,164 @@ class Trunkline(Service):
                 metadata=metadata,
                 sent_at=sent_at,
             )
-            if self._persistence is not None:
-                inbound = await self._persistence.save_new_inbound(inbound)
-            arrival = _arrival(inbound, is_stored=self._persistence is not None)
-            await self._set_routes(arrival)
-            return arrival
-        finally:
-            self._end()
+            return await self._ingest(inbound)
+
+    async def accept(
+        self,
+        *,
+        channel: str,
+        bridge_id: str,
+        external_room_id: ExternalId,
+        content: Any,
+        external_message_id: ExternalId | None = None,
+        external_user_id: ExternalId | None = None,
+        external_thread_id: ExternalId | None = None,
+        external_reply_to_id: ExternalId | None = None,
+        room: Mapping[str, Any] | None = None,
+        participant: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        sent_at: datetime | None = None,
+        alone: bool = False,
+        urgent: bool = False,
+        delay_ms: int = 0,
+        replace: bool = False,
+    ) -> Receipt:
+        """Store an inbound message as `ingest` does, and then in the inbox, to be handled in turn.
+
+        It is on disk when this returns: acknowledge it to the platform now. If the process dies
+        between the two, the platform sends it again, and what is there already is not stored twice.
+        Messages of one conversation are handled in the order of these calls.
+
+        Args:
+            channel: this and what follows as for `ingest`.
+            bridge_id: see `ingest`.
+            external_room_id: see `ingest`.
+            content: see `ingest`.
+            external_message_id: see `ingest`. It is the `external_id` of the item, too.
+            external_user_id: see `ingest`.
+            external_thread_id: see `ingest`.
+            external_reply_to_id: see `ingest`.
+            room: see `ingest`.
+            participant: see `ingest`.
+            metadata: see `ingest`.
+            sent_at: see `ingest`.
+            alone: this and what follows as for `Inbox.accept`: it is a turn of its own.
+            urgent: it runs at once beside a running turn.
+            delay_ms: not before then. It holds up no other message.
+            replace: if this message waits already, it takes its place.
+
+        Returns:
+            What became of the item in the inbox.
+
+        Raises:
+            InvalidModel, ConfigurationError: an argument that cannot be stored.
+            InboxFull: as many messages of the conversation wait as the policy allows. It was
+                ingested, and will not be handled unless it is accepted again.
+            StoreUnavailable: a database is away: let the platform send it again.
+        """
+        inbound = new_inbound(
+            channel=channel,
+            bridge_id=bridge_id,
+            external_room_id=external_room_id,
+            content=content,
+            external_message_id=external_message_id,
+            external_user_id=external_user_id,
+            external_thread_id=external_thread_id,
+            external_reply_to_id=external_reply_to_id,
+            room=room,
+            participant=participant,
+            metadata=metadata,
+            sent_at=sent_at,
+        )
+        return await self.accept_inbound(
+            inbound,
+            external_id=external_message_id,
+            alone=alone,
+            urgent=urgent,
+            delay_ms=delay_ms,
+            replace=replace,
+        )
+
+    def turns(
+        self,
+        handler: Callable[[LineTurn], Awaitable[object]],
+        policy: TurnPolicy | None = None,
+        *,
+        send: Send | None = None,
+        max_running: int = 64,
+        lease_ms: int = 10_000,
+        stop_timeout_ms: int = 5_000,
+        on_failed: OnFailed | None = None,
+        name: str | None = None,
+        restart_policy: RestartPolicy | None = None,
+    ) -> LineTurns:
+        """Run a handler over what this line accepts, as turns.
+
+        Enter them inside the line: `async with line, turns`.
+
+        Args:
+            handler: an async function of a `LineTurn`. One that raises is tried again.
+            policy: how messages become turns.
+            send: sends what `turn.reply` says, as for `deliver`.
+            max_running: this and what follows as for `Turns`.
+            lease_ms: see `Turns`.
+            stop_timeout_ms: see `Turns`.
+            on_failed: see `Turns`.
+            name: stands in events, logs and errors; by default that of the line and `.turns`.
+            restart_policy: see `Turns`.
+
+        Raises:
+            ConfigurationError: the line has no inbox, or an argument cannot work.
+
+        Example:
+            >>> import anyio
+            >>> from trunkline import Trunkline, TurnPolicy
+            >>> async def send(route, content):
+            ...     print(f"to {route.external_room_id}: {content}")
+            >>> async def answer(turn) -> None:
+            ...     await turn.reply(" ".join(message.content for message in turn.messages))
+            >>> async def main() -> None:
+            ...     line = Trunkline("memory://")
+            ...     turns = line.turns(answer, TurnPolicy(quiet_ms=10), send=send)
+            ...     async with line, turns:
+            ...         for number, text in enumerate(("hi,", "how are you?")):
+            ...             await line.accept(
+            ...                 channel="telegram",
+            ...                 bridge_id="bot",
+            ...                 external_room_id=42,
+            ...                 external_message_id=number,
+            ...                 content=text,
+            ...             )
+            ...         await turns.idle()
+            >>> anyio.run(main)
+            to 42: hi, how are you?
+        """
+        return LineTurns(
+            self._delivery,
+            self.inbox,
+            handler,
+            policy,
+            send=send,
+            max_running=max_running,
+            lease_ms=lease_ms,
+            stop_timeout_ms=stop_timeout_ms,
+            on_failed=on_failed,
+            name=f"{self.name}.turns" if name is None else name,
+            restart_policy=restart_policy,
+        )
 
     async def reply_route(self, arrival: Arrival) -> Resolution:
         """Where the answer to a message goes: the newest route of its conversation.
 
         If that has expired, or its partition is down, the message's own origin.
         """
-        return await self.router.resolve(arrival.session_key, arrival.origin)
+        return await self._delivery.resolve(arrival.session_key, arrival)
 
     async def deliver(
         self,
         arrival: Arrival,
         content: Any,
-        send: Callable[[Route, Any], Awaitable[ExternalId | None]],
+        send: Send,
         *,
         sender_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -278,7 +414,8 @@ class Trunkline(Service):
             arrival: the message to answer.
             content: the answer.
             send: sends it: takes the route and the content, returns the id that the platform gave
-                to the answer, or `None`.
+                to the answer, or `None`. If it has a parameter `nonce`, it gets the id of the
+                stored answer as that keyword.
             sender_id: the participant that answers.
             metadata: kept with the answer.
 
@@ -292,41 +429,72 @@ class Trunkline(Service):
             Exception: what `send` raised; the answer is stored as `failed`, or stays `sending` if
                 that cannot be stored.
         """
-        self._begin()
-        try:
+        with self._delivery.under_way():
             resolution = await self.reply_route(arrival)
-            answer = Message.new(
-                room_id=arrival.room.id,
-                sender_id=sender_id,
-                role="assistant",
-                content=content,
-                reply_to_id=arrival.message.id,
-                external_reply_to_id=arrival.message.external_id,
-                thread_id=arrival.message.thread_id,
-                external_thread_id=arrival.message.external_thread_id,
-                delivery_external_room_id=resolution.external_room_id,
-                status="sending",
-                metadata={
-                    **require_mapping("metadata", metadata),
-                    "channel": arrival.session_key.channel,
-                    "bridge_id": arrival.session_key.bridge_id,
-                },
+            answer = new_answer(
+                arrival.session_key, arrival, resolution, content, sender_id, metadata
             )
             try:
-                await self._save(answer)
+                await self._delivery.save(answer)
             except anyio.get_cancelled_exc_class():
-                await self._record_failure(answer)  # it may be stored already
+                await self._delivery.record_failure(answer)  # it may be stored already
                 raise
             try:
-                external_id = await send(resolution.route, content)
+                sent = await send_answer(answer, resolution.route, send)
             except BaseException:
-                await self._record_failure(answer)
+                await self._delivery.record_failure(answer)
                 raise
-            sent = replace(answer, status="sent", external_id=external_id, updated_at=now())
-            await self._record(sent)
+            await self._delivery.record(sent)
             return sent
-        finally:
-            self._end()
+
+    # -- for integrations --------------------------------------------------------------------------
+
+    async def accept_inbound(
+        self,
+        inbound: Inbound,
+        *,
+        external_id: ExternalId | None,
+        payload: Mapping[str, Any] | None = None,
+        alone: bool = False,
+        urgent: bool = False,
+        delay_ms: int = 0,
+        replace: bool = False,
+    ) -> Receipt:
+        """Store an inbound message, and then in the inbox with more in its payload: see `accept`.
+
+        Args:
+            inbound: the message, checked.
+            external_id: of the item.
+            payload: what else its payload holds.
+            alone: this and what follows as for `accept`.
+            urgent: see `accept`.
+            delay_ms: see `accept`.
+            replace: see `accept`.
+        """
+        inbox, binding, thread = self.inbox, inbound.binding, inbound.thread
+        place = SessionKey(
+            binding.channel,
+            binding.bridge_id,
+            str(binding.external_room_id),
+            None if thread is None else str(thread.external_thread_id),
+        )
+        # Both writes of one message before those of the next: else two that come at the same time
+        # could pass each other between the two stores.
+        with self._delivery.under_way():
+            async with self._order.hold(str(place)):
+                arrival = await self._ingest(inbound)
+                reference = payload_of(
+                    arrival, line=self._delivery.id, is_stored=self._persistence is not None
+                )
+                return await inbox.accept(
+                    arrival.session_key,
+                    {**(payload or {}), **reference},
+                    external_id=external_id,
+                    alone=alone,
+                    urgent=urgent,
+                    delay_ms=delay_ms,
+                    replace=replace,
+                )
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -335,16 +503,11 @@ class Trunkline(Service):
         async with open_task_group() as tasks:
             closing = anyio.Event()
             await tasks.start(self._run_parts, closing)
-            self._all_done = None
             try:
                 yield self
             finally:
                 # What was accepted is finished first, within the time that the program allows.
-                self._all_done = anyio.Event()
-                with anyio.move_on_after(self._stop_timeout_ms / 1000, shield=True):
-                    if self._under_way:
-                        await self._all_done.wait()
-                self._recorder = None
+                await self._delivery.finish(self._stop_timeout_ms)
                 closing.set()
 
     async def _run_parts(
@@ -357,104 +520,21 @@ class Trunkline(Service):
         """
         with anyio.CancelScope() as scope:
             async with AsyncExitStack() as parts:
-                for store in (self._signal, self._fsm, self._persistence):
+                for store in (self._signal, self._fsm, self._persistence, self._inbox):
                     if store is not None:
                         await parts.enter_async_context(store)
                 await parts.enter_async_context(self.router)
-                self._recorder = await parts.enter_async_context(open_task_group())
+                await parts.enter_async_context(self._delivery.run())
                 scope.shield = True
                 task_status.started()
                 await closing.wait()
 
-    def _begin(self) -> None:
-        """Note that a message or an answer is under way; `_end` must follow."""
-        if self._recorder is None:
-            raise StoreUnavailable(
-                f"{self.name} does not run: enter it with 'async with', or await start()"
-            )
-        if self._all_done is not None:
-            raise StoreUnavailable(f"{self.name} is closing and takes no more messages")
-        self._under_way += 1
-
-    def _end(self) -> None:
-        self._under_way -= 1
-        if self._all_done is not None and not self._under_way:
-            self._all_done.set()
-
-    async def _record(self, answer: Message) -> None:
-        """Store how an answer went, in a task of the line; a cancelled caller waits for that.
-
-        Cancellation by asyncio itself ignores the shields of anyio. It is raised when the answer
-        is stored.
-
-        Raises:
-            NotRecorded: the answer could not be stored. It is raised before a cancellation.
-        """
-        if self._recorder is None:
-            raise NotRecorded(f"the answer was sent, not stored: {self.name} has closed", answer)
-        failure: BaseException | None = None
-        recorded = anyio.Event()
-
-        async def record() -> None:
-            nonlocal failure
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._save(answer)
-            except BaseException as error:
-                failure = error
-                if not isinstance(error, Exception):
-                    raise
-            finally:
-                recorded.set()
-
-        self._recorder.start_soon(record)
-        cancellation: BaseException | None = None
-        with anyio.CancelScope(shield=True):
-            while not recorded.is_set():
-                try:
-                    await recorded.wait()
-                except anyio.get_cancelled_exc_class() as error:
-                    cancellation = error
-        if failure is not None:
-            raise NotRecorded(f"the answer was sent, not stored: {failure}", answer) from failure
-        if cancellation is not None:
-            raise cancellation
-
-    async def _record_failure(self, answer: Message) -> None:
-        with suppress(NotRecorded):
-            await self._record(replace(answer, status="failed", updated_at=now()))
-
-    async def _set_routes(self, arrival: Arrival) -> None:
-        key, origin = arrival.session_key, arrival.origin
-        if key.thread_id is not None:
-            await self.router.set(key, origin)
-            origin = replace(origin, thread_id=None)
-        await self.router.set(key.room_scope, origin)
-
-    async def _save(self, message: Message) -> None:
+    async def _ingest(self, inbound: Inbound) -> Arrival:
         if self._persistence is not None:
-            await self._persistence.save_message(message)
-
-
-def _arrival(inbound: Inbound, *, is_stored: bool) -> Arrival:
-    binding, thread = inbound.binding, inbound.thread
-    # A room that is not stored has no id that others know.
-    room_id = inbound.room.id if is_stored else str(binding.external_room_id)
-    thread_id = None if thread is None else str(thread.external_thread_id)
-    return Arrival(
-        SessionKey(binding.channel, binding.bridge_id, room_id, thread_id),
-        Route(
-            binding.external_room_id,
-            channel_type=binding.channel,
-            bridge_id=binding.bridge_id,
-            room_id=room_id,
-            thread_id=thread_id,
-        ),
-        inbound.message,
-        inbound.room,
-        inbound.participant,
-        inbound.duplicate,
-    )
+            inbound = await self._persistence.save_new_inbound(inbound)
+        arrival = new_arrival(inbound, is_stored=self._persistence is not None)
+        await self._delivery.set_routes(arrival.session_key, arrival.origin)
+        return arrival
 
 
 def _part(

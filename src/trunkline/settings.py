@@ -34,6 +34,7 @@ _TYPES: dict[str, type] = {
     "persistence": str,
     "fsm": str,
     "signal": str,
+    "inbox": str,
     "encryption_key": str,
     "name": str,
     "namespace": str,
@@ -63,7 +64,7 @@ def parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(name: str, value: Any) -> Any:
-    if name in ("persistence", "fsm", "signal") and value == "":
+    if name in ("persistence", "fsm", "signal", "inbox") and value == "":
         return None
     if _TYPES.get(name) is int and isinstance(value, str):
         try:

@@ -31,7 +31,7 @@ def trace_stores(*stores: _Traceable, tracer_provider: TracerProvider | None = N
     may be secrets.
 
     Args:
-        *stores: `PersistenceStore`, `FSMStore`, `SignalStore`.
+        *stores: `PersistenceStore`, `FSMStore`, `SignalStore`, `Inbox`.
         tracer_provider: the program's own by default.
 
     Example:
