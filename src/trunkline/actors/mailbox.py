@@ -1,10 +1,11 @@
-"""The queue in front of an actor: calls, first come, first served."""
+"""The queue in front of an actor: a bounded memory stream of calls, first come, first served."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import copy_context
 from math import inf
 from time import monotonic
@@ -134,34 +135,30 @@ class Call:
 
 
 class Mailbox:
-    """A bounded queue of calls. Callers wait for room in the order in which they came.
+    """A bounded stream of calls. Callers wait for room in the order in which they came.
 
     Args:
-        capacity: calls that have room; the callers of more wait for it.
+        capacity: calls in the stream at most; more make their callers wait for room.
         timeout_ms: how long a caller waits, for room and for the reply.
     """
 
     __slots__ = (
-        "_arrived",
-        "_capacity",
-        "_is_closed",
         "_loop",
-        "_queue",
+        "_receive",
+        "_send",
         "_timeout",
         "_timer",
         "_unanswered",
+        "_waiting",
         "answers_late",
     )
 
     def __init__(self, capacity: int, timeout_ms: int) -> None:
-        self._capacity = capacity
+        self._send, self._receive = anyio.create_memory_object_stream[Call](capacity)
         self._timeout = timeout_ms / 1000
-        # Those beyond the capacity have no room yet. Whether a caller waits for room or for the
-        # reply is the same to it, until the mailbox is closed.
-        self._queue: OrderedDict[Call, None] = OrderedDict()
-        self._is_closed = False
-        # What the actor waits for while the queue is empty.
-        self._arrived: anyio.Event | None = None
+        # Calls for which the stream has no room. Their callers wait only for the reply. Taking a
+        # call out of the stream moves the oldest of these into it.
+        self._waiting: OrderedDict[Call, None] = OrderedDict()
         # Every call without a reply, the oldest first. If the actor's task is cancelled between
         # taking a call and serving it, this is the only reference; refuse_all() fails them all.
         self._unanswered: dict[Call, None] = {}
@@ -175,7 +172,7 @@ class Mailbox:
 
     def __len__(self) -> int:
         """Calls that wait, those that wait for room included."""
-        return len(self._queue)
+        return self._send.statistics().current_buffer_used + len(self._waiting)
 
     @property
     def awaited(self) -> bool:
@@ -189,8 +186,7 @@ class Mailbox:
 
     async def ask(self, call: Call) -> bool:
         """Queue `call`, waiting for room, and wait for its reply; whether it came in time."""
-        if self._arrived is not None:
-            _require_stack(10)
+        _require_stack(10)
         if not self.answers_late:
             # anyio does not cancel a task on asyncio that waits for a future which is done, and in
             # a loop of calls that may be so each time it looks. Here it finds the task between two.
@@ -215,7 +211,7 @@ class Mailbox:
         finally:
             del self._unanswered[call]
             if not call.answered:
-                self._queue.pop(call, None)
+                self._waiting.pop(call, None)
                 call.give_up()
 
     def _watch_over(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
@@ -233,13 +229,14 @@ class Mailbox:
 
     def put(self, call: Call) -> None:
         """Queue `call` behind all others."""
-        self._queue[call] = None
-        self._wake_actor()
-
-    def _wake_actor(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
-            self._arrived = None
+        if not self._waiting:
+            try:
+                self._send.send_nowait(call)
+            except anyio.WouldBlock:
+                pass
+            else:
+                return
+        self._waiting[call] = None
 
     async def take(self) -> Call:
         """The next call.
@@ -247,10 +244,9 @@ class Mailbox:
         Raises:
             anyio.EndOfStream: the mailbox is closed and empty.
         """
-        while not self._queue and not self._is_closed:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-        return self.take_nowait()
+        call = await self._receive.receive()
+        self._let_in()
+        return call
 
     def take_nowait(self) -> Call:
         """The next call if there is one.
@@ -259,26 +255,32 @@ class Mailbox:
             anyio.WouldBlock: there is none at the moment.
             anyio.EndOfStream: the mailbox is closed and empty.
         """
-        if self._queue:
-            return self._queue.popitem(last=False)[0]
-        raise anyio.EndOfStream if self._is_closed else anyio.WouldBlock
+        call = self._receive.receive_nowait()
+        self._let_in()
+        return call
+
+    def _let_in(self) -> None:
+        # A call that the stream handed over to the waiting actor has made no room.
+        if self._waiting:
+            with suppress(anyio.WouldBlock):
+                self._send.send_nowait(next(iter(self._waiting)))
+                self._waiting.popitem(last=False)
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Take no more calls; those that wait for room fail with `error()`.
 
-        Calls that have room can still be taken out.
+        Calls in the stream can still be taken out of it.
         """
-        self._is_closed = True
-        while len(self._queue) > self._capacity:
-            self._queue.popitem()[0].fail(error())
-        self._wake_actor()
+        self._send.close()
+        while self._waiting:
+            self._waiting.popitem(last=False)[0].fail(error())
 
     def refuse_all(self, error: Callable[[], Exception]) -> None:
         """Close for good; every call that has no reply fails with `error()`."""
         self.close(error)
-        self._queue.clear()
+        self._receive.close()
         if self._timer is not None:
-            # It would keep this mailbox alive.
+            # It would keep the calls that are left in the stream alive.
             self._timer.cancel()
             self._timer = None
         for call in tuple(self._unanswered):
