@@ -15,11 +15,13 @@ from trunkline.errors import ActorCrashed
 
 if TYPE_CHECKING:
     from trunkline.contracts.fsm import FSMContract
+    from trunkline.contracts.inbox import InboxContract
     from trunkline.contracts.persistence import PersistenceContract
     from trunkline.contracts.signal import SignalContract
 
 __all__ = (
     "FSMContract",
+    "InboxContract",
     "InjectedCrash",
     "ManualClock",
     "PersistenceContract",
@@ -30,6 +32,7 @@ __all__ = (
 #: The contract suites need pytest; the rest of this module does not.
 _CONTRACTS = {
     "FSMContract": "trunkline.contracts.fsm",
+    "InboxContract": "trunkline.contracts.inbox",
     "PersistenceContract": "trunkline.contracts.persistence",
     "SignalContract": "trunkline.contracts.signal",
 }

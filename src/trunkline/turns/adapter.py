@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from hashlib import blake2b
@@ -336,12 +337,7 @@ class InboxAdapter(Adapter, ABC):
         joins: tuple[str, ...] = ()
         if outcome == "accepted":
             change.marks[item.mark] = batch.seen[item.mark] = item_id
-            if self.policy.while_busy == "steer" and not (item.urgent or item.delay_ms):
-                joins = tuple(
-                    claim.id
-                    for claim in change.session.claims
-                    if claim.state == RUNNING and not claim.urgent
-                )
+            joins = self._joins(change, item_id)
         claim = None if claimant is None else rules.begin(change, claimant)
         due = change.due_at_ms
         if (due is not None and (claimant is None or due <= change.now_ms)) or joins:
@@ -351,7 +347,7 @@ class InboxAdapter(Adapter, ABC):
             item_id,
             change.session.waiting_count,
             self._begun(change, claim),
-            None if due is None else max(due - change.now_ms, 0),
+            self._due_in_ms(change),
             tuple(ended),
             joins,
             self._happened(change),
@@ -359,10 +355,29 @@ class InboxAdapter(Adapter, ABC):
 
     def _accept_again(self, change: Change, item: NewItem, known: str) -> Accepted:
         outcome = "duplicate"
-        if known == item.id or (item.replace and rules.replace(change, known, item.payload)):
+        joins: tuple[str, ...] = ()
+        if item.replace and rules.replace(change, known, item.payload):
             outcome = "accepted"
-            change.is_changed = change.is_changed or bool(change.replaced)
-        return Accepted(outcome, known, change.session.waiting_count)
+            joins = self._joins(change, known)
+            change.is_changed = True
+            change.notify = change.notify or bool(joins)
+        elif known == item.id:
+            outcome = "accepted"  # a call that is repeated
+        due_in_ms = self._due_in_ms(change)
+        return Accepted(outcome, known, change.session.waiting_count, None, due_in_ms, (), joins)
+
+    def _joins(self, change: Change, item_id: str) -> tuple[str, ...]:
+        """The running turns that an item may join."""
+        if self.policy.while_busy != "steer":
+            return ()
+        return tuple(
+            [
+                claim.id
+                for claim in change.session.claims
+                if claim.state == RUNNING
+                and any(one.id == item_id for one in rules.joinable(change.session, claim.id))
+            ]
+        )
 
     def finish(
         self,
@@ -389,7 +404,7 @@ class InboxAdapter(Adapter, ABC):
         change = self._batch_of_call.change(key)
         if not (again and rules.is_finished(change, turn_id, item_ids)):
             rules.take(change, turn_id, taken)
-            rules.finish(change, turn_id)
+            rules.finish(change, turn_id, item_ids)
         return self._next(change, claimant)
 
     def fail(
@@ -433,6 +448,7 @@ class InboxAdapter(Adapter, ABC):
         """End what runs in a session and discard what waits."""
         change = self._batch_of_call.change(key)
         count, ended = rules.cancel(change, waiting=waiting)
+        change.notify = change.notify or (count > 0 and change.due_at_ms is not None)
         return Cancelled(count, tuple(ended), self._happened(change))
 
     def join(self, key: str, turn_id: str) -> tuple[ItemRow, ...]:
@@ -466,43 +482,56 @@ class InboxAdapter(Adapter, ABC):
 
     def claim(self, claimant: Claimant, limit: int) -> Claimed:
         """Begin turns of the sessions that have waited longest."""
-        keys, due_in_ms = self.due(min(limit, _PAGE), urgent_only=not claimant.is_free)
-        begun: list[Begun] = []
-        happened: list[Happening] = []
-        room = limit
+        page = limit = min(limit, _PAGE)
+        #: session → how many of its turns have begun.
+        counts: Counter[str] = Counter()
 
-        def take_turns(change: Change) -> list[Begun]:
-            nonlocal room
+        def take_turns(change: Change) -> tuple[list[Begun], tuple[Happening, ...], int | None]:
+            # Not those of an earlier look, which another process has overtaken.
+            del counts[change.key]
             started = []
-            while room > 0 and (claim := rules.begin(change, claimant)) is not None:
-                room -= 1
+            while counts.total() < limit:
+                claim = rules.begin(change, claimant)
+                if claim is None:
+                    break
                 found = self._begun(change, claim)
                 assert found is not None
                 started.append(found)
+                counts[change.key] += 1
             # Also if nothing has begun: its due time may have been wrong.
             change.is_changed = True
-            happened.extend(self._happened(change))
-            return started
+            return started, self._happened(change), self._due_in_ms(change)
 
-        for started in self._each(keys, take_turns):
-            begun += started
-        return Claimed(tuple(begun), 0 if len(keys) == limit else due_in_ms, False, tuple(happened))
+        happened: list[Happening] = []
+        while True:
+            keys, due_in_ms = self.due(page, urgent_only=not claimant.is_free)
+            begun: list[Begun] = []
+            due = [0] if len(keys) == page else [due_in_ms]
+            for started, events, next_in_ms in self._each(keys, take_turns):
+                begun += started
+                happened += events
+                due.append(next_in_ms)
+            # Those in front may wait for a process that takes suspects, or be unreadable.
+            if begun or len(keys) < page or page == _PAGE:
+                break
+            page = min(4 * page, _PAGE)
+        next_due_ms = min((one for one in due if one is not None), default=None)
+        return Claimed(tuple(begun), next_due_ms, False, tuple(happened))
 
     def bury(self, owner_id: str, limit: int) -> tuple[int, tuple[Happening, ...]]:
         """Give back up to `limit` sessions of a process that is dead; how many there were."""
         self.mark_buried(owner_id)
         keys = self.sessions_of(owner_id, limit)
-        happened: list[Happening] = []
 
-        def give_back(change: Change) -> None:
+        def give_back(change: Change) -> tuple[Happening, ...]:
             for claim in rules.abandon(change, owner_id):
-                change.events.append(("taken_over", claim.entries, claim.attempt))
-            change.is_changed = change.notify = True
+                change.events.append(("taken_over", claim.every_entry, claim.attempt))
             # The claim may be known to the index alone.
-            happened.extend(self._happened(change))
+            change.is_changed = change.notify = True
+            return self._happened(change)
 
-        self._each(keys, give_back)
-        return len(keys), tuple(happened)
+        happened = self._each(keys, give_back)
+        return len(keys), tuple([one for events in happened for one in events])
 
     def forget(self, key: str, turn_id: str) -> None:
         """Give back a turn that the store has and its owner does not know: its reply was lost."""
@@ -543,14 +572,23 @@ class InboxAdapter(Adapter, ABC):
         Raises:
             NotFound: there is no such failed item.
         """
-        row = self.row(item_id)
-        if row is None or row.error is None:
-            raise NotFound(f"there is no failed item {item_id!r}")
-        entry = Entry(row.id, row.accepted_at_ms, b"", row.alone, row.urgent)
-        self._each([row.session], lambda change: rules.revive(change, entry))
+
+        def failed() -> ItemRow:
+            row = self.row(item_id)
+            if row is None or row.error is None:
+                raise NotFound(f"there is no failed item {item_id!r}")
+            return row
+
+        def revive(change: Change) -> None:
+            # Asked again: another process may have retried it before the session was locked.
+            row = failed()
+            rules.revive(change, Entry(row.id, row.accepted_at_ms, b"", row.alone, row.urgent))
+
+        row = failed()
+        self._each([row.session], revive)
 
     def discard(self, item_id: str) -> bool:
-        """Remove an item that waits or has failed; false for one that runs.
+        """Remove an item that waits, also for another attempt, or has failed; false if it runs.
 
         Raises:
             NotFound: there is no such item.
@@ -560,8 +598,15 @@ class InboxAdapter(Adapter, ABC):
             raise NotFound(f"there is no item {item_id!r}")
         if row.error is not None:
             return self.remove_failed(item_id)
-        (entry,) = self._each([row.session], lambda change: rules.discard(change, item_id))
-        return entry is not None
+
+        def discard(change: Change) -> bool:
+            found = rules.discard(change, item_id) is not None
+            # What waited behind it may be due now.
+            change.notify = change.notify or (found and change.due_at_ms is not None)
+            return found
+
+        (removed,) = self._each([row.session], discard)
+        return bool(removed)
 
     # -- batches -----------------------------------------------------------------------------------
 
@@ -615,6 +660,9 @@ class InboxAdapter(Adapter, ABC):
                         call.error = None
                     except TrunklineError as error:
                         call.error = error
+                for call in calls:
+                    if call.error is None:
+                        call.value = _without_ended(batch, call.value)
                 applied = self._apply(batch)
             finally:
                 self._batch = None
@@ -693,10 +741,14 @@ class InboxAdapter(Adapter, ABC):
             change.notify = True
         return Claimed(
             () if begun is None else (begun,),
-            None if due is None else max(due - change.now_ms, 0),
+            self._due_in_ms(change),
             has_failed,
             self._happened(change),
         )
+
+    def _due_in_ms(self, change: Change) -> int | None:
+        due_at_ms = change.due_at_ms
+        return None if due_at_ms is None else max(due_at_ms - change.now_ms, 0)
 
     def _begun(self, change: Change, claim: Claim | None) -> Begun | None:
         if claim is None:
@@ -774,6 +826,31 @@ def item_row(key: str, entry: Entry, item: NewItem) -> ItemRow:
 def is_running(session: Session, turn_id: str) -> bool:
     """Whether a turn may still do something."""
     return any(claim.id == turn_id and claim.state == RUNNING for claim in session.claims)
+
+
+def _without_ended(batch: _Batch, value: Any) -> Any:
+    """`value` without a turn that a later call of the same batch has cancelled or interrupted.
+
+    No handler runs it, and so it has ended; what waits behind it may begin.
+    """
+    if isinstance(value, Accepted) and value.begun is not None:
+        if not _end_early(batch, value.begun):
+            return value
+        return msgspec.structs.replace(value, begun=None, due_in_ms=0)
+    if isinstance(value, Claimed) and value.begun:
+        begun = tuple([one for one in value.begun if not _end_early(batch, one)])
+        if len(begun) < len(value.begun):
+            return msgspec.structs.replace(value, begun=begun, due_in_ms=0)
+    return value
+
+
+def _end_early(batch: _Batch, begun: Begun) -> bool:
+    change = batch.change(begun.session)
+    if is_running(change.session, begun.id):
+        return False
+    rules.end(change, begun.id)
+    change.notify = True
+    return True
 
 
 def _with_rows(value: Any, applied: Applied) -> Any:

@@ -207,6 +207,8 @@ class MemoryInboxAdapter(InboxAdapter):
             claims[turn_id] = (key, session is not None and is_running(session, turn_id))
         owner = self._owners.get(owner_id)
         is_alive = owner is not None and not owner.is_buried
+        if owner is not None and is_alive:
+            self._owners[owner_id] = replace(owner, beat=owner.beat + 1)
         return Beat(is_alive, claims, tuple(self._owners.values()))
 
     def mark_buried(self, owner_id: str) -> None:

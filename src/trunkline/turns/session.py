@@ -18,9 +18,11 @@ An item is in one of these states; `-` is: not stored, and an empty cell: nothin
 | cancel              |         | -           | -        | -        |         |
 | expire              |         | - (2)       |          |          |         |
 | retry               |         |             |          |          | waiting |
-| discard             |         | -           |          |          | -       |
+| discard             |         | -           |          | -        | -       |
 
-(1) With `replace`, its payload is replaced. (2) Only before its first turn.
+(1) With `replace`, its payload is replaced. (2) Only before its first turn. What a turn skips
+in the mode `latest` and what joined it in the mode `steer` share the state of its items. But what
+joined an earlier attempt and not the one that finishes waits again.
 
 What is accepted again is known by a mark of its external id, which also outlives the item: a
 handled item that comes again is a duplicate.
@@ -33,11 +35,17 @@ empty raises `TurnLost`, where it is the turn that asks.
 | begin          | running |               | running, a new id |        |
 | finish         |         | -             |                   |        |
 | fail           |         | retrying or - |                   |        |
-| stop, forget   |         | retrying      |                   | -      |
+| stop           |         | retrying      |                   |        |
+| forget         |         | retrying      |                   | -      |
 | the owner dies |         | retrying      |                   | -      |
-| interrupt      |         | ending        | -                 |        |
+| interrupt (3)  |         | ending        | -                 |        |
 | cancel         |         | ending        | -                 |        |
+| discard        |         |               | - (4)             |        |
 | end            |         |               |                   | -      |
+
+(3) But for a turn that is alone, behind an item that is alone, and after five in a row. (4) If it
+was the last of its items. `forget` and `end` raise nothing: an owner calls them of a turn that it
+has lost.
 
 An ending claim has no items any more and can do nothing; its handler may still run. A session with
 a claim in any of these states is busy, unless the claim is urgent: no other turn begins, except
@@ -46,7 +54,7 @@ those of urgent items, and in the mode `concurrent`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 from uuid_utils import uuid7
@@ -138,6 +146,10 @@ class Claim(msgspec.Struct, array_like=True):
     def every_entry(self) -> list[Entry]:
         return [*self.skipped, *self.entries, *self.taken]
 
+    @property
+    def count(self) -> int:
+        return len(self.skipped) + len(self.entries) + len(self.taken)
+
 
 class Session(msgspec.Struct, array_like=True):
     """What waits and what runs in one conversation."""
@@ -159,12 +171,12 @@ class Session(msgspec.Struct, array_like=True):
         count = len(self.waiting) + len(self.delayed)
         for claim in self.claims:
             if claim.state == RETRYING:
-                count += len(claim.entries) + len(claim.taken)
+                count += claim.count
         return count
 
     @property
     def running_count(self) -> int:
-        return sum(len(one.entries) + len(one.taken) for one in self.claims if one.state == RUNNING)
+        return sum(claim.count for claim in self.claims if claim.state == RUNNING)
 
 
 class Claimant(msgspec.Struct, frozen=True, gc=False):
@@ -291,7 +303,8 @@ def accept(change: Change, item: NewItem) -> tuple[str, str, list[str]]:
     change.added.append((entry, item))
     change.is_changed = True
     interrupted: list[str] = []
-    if policy.while_busy == "interrupt" and not (item.urgent or item.alone or item.delay_ms):
+    is_ordinary = not (item.urgent or item.alone or item.delay_ms)
+    if policy.while_busy == "interrupt" and is_ordinary and not _has_barrier(session):
         interrupted = _interrupt(change, busy)
     return "accepted", item.id, interrupted
 
@@ -310,9 +323,12 @@ def _make_room(change: Change) -> None:
     session, policy = change.session, change.policy
     if len(session.waiting) < policy.max_waiting:
         return
-    ordinary = [entry for entry in session.waiting if not entry.urgent]
+    expired = _expired(change)
+    ordinary = [entry for entry in session.waiting if not entry.urgent and entry not in expired]
     if len(ordinary) < policy.max_waiting:
+        _expire(change)
         return
+    # Nothing is changed before this: a call that raises leaves the session as it is.
     if policy.when_full == "refuse":
         raise InboxFull(
             f"{len(ordinary)} items of session {change.key!r} wait already: nothing was stored"
@@ -323,13 +339,17 @@ def _make_room(change: Change) -> None:
     change.events.append(("dropped", excess, 0))
 
 
+def _has_barrier(session: Session) -> bool:
+    """Whether what comes now cannot be in the next turn."""
+    return any(entry.alone and not entry.urgent for entry in session.waiting)
+
+
 def _interrupt(change: Change, claims: Sequence[Claim]) -> list[str]:
     """Give back the items of the turns that an ordinary item interrupts."""
     session = change.session
     interrupted = []
     for claim in claims:
-        is_barrier = bool(claim.entries) and claim.entries[0].alone
-        if claim.state == ENDING or is_barrier or session.interrupts >= _MOST_INTERRUPTS:
+        if claim.state == ENDING or _is_alone(claim) or session.interrupts >= _MOST_INTERRUPTS:
             continue
         session.interrupts += 1
         entries = claim.every_entry
@@ -405,6 +425,7 @@ def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
             due.append(claim.due_at_ms)
     if session.waiting and any(entry.urgent for entry in session.waiting):
         return 0
+    due += [entry.arrived_at_ms for entry in session.delayed if entry.urgent]
     is_concurrent = policy.while_busy == "concurrent"
     if is_concurrent or all(claim.state == RETRYING for claim in ordinary):
         due += [claim.due_at_ms for claim in ordinary if claim.state == RETRYING]
@@ -428,14 +449,15 @@ def _ready_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
     for entry in waiting:
         if entry.alone:
             return min(first.arrived_at_ms, now_ms)  # a barrier ends the wait
-        if not entry.resumed:
+        if not entry.begun:
             fresh.append(entry)
     if not fresh:
         return min(first.arrived_at_ms, now_ms)
     quiet_at = fresh[-1].arrived_at_ms + policy.quiet_ms
     latest_at = fresh[0].arrived_at_ms + policy.max_quiet_ms
+    ready_at = min(quiet_at, latest_at)
     # A clock that was set back must not prolong the wait.
-    return min(quiet_at, latest_at, now_ms + policy.quiet_ms)
+    return ready_at if ready_at <= now_ms + 2 * policy.quiet_ms else now_ms
 
 
 def _first(waiting: Sequence[Entry]) -> Entry:
@@ -482,17 +504,26 @@ def _mature(change: Change) -> None:
 
 
 def _expire(change: Change) -> None:
-    expire_after_ms = change.policy.expire_after_ms
-    if expire_after_ms is None:
-        return
-    latest = change.now_ms - expire_after_ms
-    waiting = change.session.waiting
-    expired = [entry for entry in waiting if not entry.begun and entry.arrived_at_ms <= latest]
+    expired = _expired(change)
     if expired:
-        change.session.waiting = [entry for entry in waiting if entry not in expired]
+        session = change.session
+        session.waiting = [entry for entry in session.waiting if entry not in expired]
         change.is_changed = True
         change.remove(expired)
         change.events.append(("expired", expired, 0))
+
+
+def _expired(change: Change) -> list[Entry]:
+    """What has waited too long for its first turn."""
+    expire_after_ms = change.policy.expire_after_ms
+    if expire_after_ms is None:
+        return []
+    latest = change.now_ms - expire_after_ms
+    return [
+        entry
+        for entry in change.session.waiting
+        if not entry.begun and entry.arrived_at_ms <= latest
+    ]
 
 
 def _is_due(claim: Claim, now_ms: int) -> bool:
@@ -540,9 +571,21 @@ def find_claim(session: Session, turn_id: str, state: str = RUNNING) -> Claim:
     raise TurnLost(f"turn {turn_id} was cancelled, interrupted or taken over")
 
 
-def finish(change: Change, turn_id: str) -> None:
-    """The handler of a turn returned: its items are done."""
+def finish(change: Change, turn_id: str, item_ids: Collection[str]) -> None:
+    """The handler of a turn returned: its items are done.
+
+    Args:
+        change: the session.
+        turn_id: the turn.
+        item_ids: what its handler had. Those that only an earlier attempt took wait again.
+    """
     claim = find_claim(change.session, turn_id)
+    left = [entry for entry in claim.taken if entry.id not in item_ids]
+    if left:
+        claim.taken = [entry for entry in claim.taken if entry.id in item_ids]
+        for entry in left:
+            entry.begun = True
+        change.session.waiting[:0] = left
     change.remove(claim.every_entry)
     if not claim.urgent:
         change.session.interrupts = 0
@@ -573,9 +616,7 @@ def fail(change: Change, turn_id: str, error: str, *, is_final: bool, jitter: fl
     session, policy = change.session, change.policy
     claim = find_claim(session, turn_id)
     if is_final or claim.attempt >= policy.max_attempts:
-        done = [*claim.entries, *claim.taken]
-        change.failed += [(entry, claim.attempt, error) for entry in done]
-        change.remove(claim.skipped)
+        change.failed += [(entry, claim.attempt, error) for entry in claim.every_entry]
         if not claim.urgent:
             session.interrupts = 0
         _remove_claim(change, claim)
@@ -637,9 +678,9 @@ def cancel(change: Change, *, waiting: bool) -> tuple[int, list[str]]:
         _close(change, claim)
     if waiting:
         cancelled += [entry for entry in session.waiting if not entry.urgent]
-        cancelled += session.delayed
+        cancelled += [entry for entry in session.delayed if not entry.urgent]
         session.waiting = [entry for entry in session.waiting if entry.urgent]
-        session.delayed = []
+        session.delayed = [entry for entry in session.delayed if entry.urgent]
     if cancelled:
         session.interrupts = 0
         change.is_changed = True
@@ -654,7 +695,9 @@ def joinable(session: Session, turn_id: str) -> list[Entry]:
     Raises:
         TurnLost: the turn may do nothing any more.
     """
-    find_claim(session, turn_id)
+    claim = find_claim(session, turn_id)
+    if claim.urgent or _is_alone(claim):
+        return []
     found = []
     for entry in session.waiting:
         if entry.alone:
@@ -685,16 +728,30 @@ def revive(change: Change, entry: Entry) -> None:
 
 
 def discard(change: Change, item_id: str) -> Entry | None:
-    """Remove an item that waits; `None` if it does not."""
+    """Remove an item that waits, also for another attempt; `None` if it does not."""
     session = change.session
-    for entries in (session.waiting, session.delayed):
+    retrying = [claim for claim in session.claims if claim.state == RETRYING]
+    lists = [session.waiting, session.delayed]
+    for claim in retrying:
+        lists += [claim.entries, claim.skipped, claim.taken]
+    for entries in lists:
         for entry in entries:
             if entry.id == item_id:
                 entries.remove(entry)
                 change.remove([entry])
                 change.is_changed = True
+                _close_empty(change, retrying)
                 return entry
     return None
+
+
+def _close_empty(change: Change, claims: Iterable[Claim]) -> None:
+    """A turn without an item of its own is not tried again; what joined it waits."""
+    for claim in claims:
+        if not claim.entries:
+            change.session.waiting[:0] = [*claim.skipped, *claim.taken]
+            change.ended_groups.append(claim.group)
+            change.session.claims.remove(claim)
 
 
 def _rest(change: Change, claim: Claim, due_at_ms: int) -> None:
