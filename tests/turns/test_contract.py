@@ -33,7 +33,7 @@ class TestMemory(OnAManualClock):
         return MemoryInboxAdapter(clock)
 
 
-class TestSQLite(OnAManualClock):
+class TestSQLite(OnOneLoop, OnAManualClock):
     @pytest.fixture
     def adapter(self, clock, tmp_path):
         return SQLInboxAdapter(f"sqlite:///{tmp_path / 'bot.db'}", clock)
@@ -42,13 +42,11 @@ class TestSQLite(OnAManualClock):
 class TestPostgreSQL(OnOneLoop, OnAManualClock):
     @pytest.fixture
     def adapter(self, clock, postgres_url):
-        adapter = ServerClockAhead(postgres_url)
-        adapter.ahead = lambda: clock() - SEVENTIES_MS
-        return adapter
+        return ServerClockAhead(postgres_url, clock)
 
 
 class ServerClockAhead(SQLInboxAdapter):
-    """Its server's clock is ahead by what a test says."""
+    """Its server's clock is ahead by what a test has let pass."""
 
     def _now_ms(self):
-        return super()._now_ms() + self.ahead()
+        return super()._now_ms() + self._clock() - SEVENTIES_MS
