@@ -70,7 +70,10 @@ class InboxContract(
             ("b", "telegram:bot:42", "7", 1, 3, 3, "ValueError('☃')", b"0\0"),
         ],
         "inbox_marks": [("AAAAAAAAAAAAAAAAAAAAAA", "a", 2 * FAR_MS)],
-        "inbox_steps": [("group", "greet", b"0hi"), ("group", "greet#2", b"")],
+        "inbox_steps": [
+            ("group", "greet", "telegram:bot:42", b"0hi"),
+            ("group", "greet#2", "telegram:bot:42", b""),
+        ],
     }
 
     pytestmark = pytest.mark.anyio

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import pytest
 
-from trunkline.contracts.inbox.samples import KEY, ONE, TWO, Advance, Box, open_box
+from trunkline.contracts.inbox.samples import ONE, TWO, Advance, Box, open_box
 from trunkline.errors import NotFound, TurnLost
 from trunkline.turns import InboxAdapter, TurnPolicy
 from trunkline.turns.adapter import Begun
@@ -20,22 +19,24 @@ __all__ = ("CellTests",)
 Event: TypeAlias = Callable[["_Case"], Awaitable[Any]]
 
 _NONE = "-"
+_UNKNOWN = "01890000-0000-7000-8000-000000000000"
 _ITEM_STATES = (_NONE, "waiting", "running", "retrying", "failed")
 _CLAIM_STATES = (_NONE, "running", "retrying", "ending")
 
 
 class _Case:
-    """An item in one state, and its turn."""
+    """An item in one state, and its turn, in a session of its own."""
 
-    def __init__(self, box: Box, advance: Advance, unit_ms: int) -> None:
+    def __init__(self, box: Box, state: str, advance: Advance, unit_ms: int) -> None:
         self.box = box
+        self.key = f"telegram:bot:{state}"
         self.advance = advance
         self.unit_ms = unit_ms
-        self.item_id = "01890000-0000-7000-8000-000000000000"
+        self.item_id = _UNKNOWN
         #: Of a turn that never was, if there is none.
         self.begun = Begun(
-            id="01890000-0000-7000-8000-000000000001",
-            session=KEY,
+            id=_UNKNOWN,
+            session=self.key,
             items=(),
             skipped=(),
             taken=(),
@@ -43,7 +44,7 @@ class _Case:
             attempt=1,
             deaths=0,
             urgent=False,
-            group="01890000-0000-7000-8000-000000000001",
+            group=_UNKNOWN,
             steps={},
             error="",
             began_at_ms=0,
@@ -52,20 +53,20 @@ class _Case:
     async def prepare(self, state: str) -> None:
         if state == _NONE:
             return
-        self.item_id = (await self.box.put("one", external_id="1")).item_id
+        self.item_id = (await self.box.put("one", self.key, external_id=self.key[-16:])).item_id
         if state == "waiting":
             return
-        self.begun = await self.box.begin()
+        (self.begun,) = [one for one in await self.box.claim(ONE) if one.session == self.key]
         if state == "retrying":
             await self.box.fail(self.begun)
         elif state == "failed":
             await self.box.fail(self.begun, is_final=True)
         elif state == "ending":
-            await self.box.cancel()
+            await self.box.cancel(self.key)
 
     async def session(self) -> Session:
-        found = await self.box.inbox._read(InboxAdapter.peek, [KEY])
-        return found.get(KEY, Session())
+        found = await self.box.inbox._read(InboxAdapter.peek, [self.key])
+        return found.get(self.key, Session())
 
     async def item_state(self) -> str:
         """The state of the item, the same in its session, its row and every list."""
@@ -105,16 +106,19 @@ class _Case:
 
 
 async def _accept(case: _Case) -> None:
-    await case.box.put("one", external_id="1", item_id=_new_id(case))
+    await _put_again(case, replace=False)
 
 
 async def _replace(case: _Case) -> None:
-    await case.box.put("new", external_id="1", replace=True, item_id=_new_id(case))
+    await _put_again(case, replace=True)
 
 
-def _new_id(case: _Case) -> str | None:
-    """Where nothing is stored yet, the item gets the id that the case looks for."""
-    return case.item_id if case.item_id.startswith("01890000") else None
+async def _put_again(case: _Case, *, replace: bool) -> None:
+    # Where nothing is stored, it gets the id that the case looks for.
+    item_id = _UNKNOWN if case.item_id == _UNKNOWN else None
+    await case.box.put(
+        "new", case.key, external_id=case.key[-16:], replace=replace, item_id=item_id
+    )
 
 
 async def _begin(case: _Case) -> None:
@@ -150,15 +154,15 @@ async def _interrupt(case: _Case) -> None:
     case.box.inbox.adapter.policy = TurnPolicy(
         while_busy="interrupt", quiet_ms=50_000, max_quiet_ms=50_000
     )
-    await case.box.put("newer")
+    await case.box.put("newer", case.key)
 
 
 async def _cancel(case: _Case) -> None:
-    await case.box.cancel()
+    await case.box.cancel(case.key)
 
 
 async def _cancel_running(case: _Case) -> None:
-    await case.box.cancel(waiting=False)
+    await case.box.cancel(case.key, waiting=False)
 
 
 async def _expire(case: _Case) -> None:
@@ -231,44 +235,42 @@ class CellTests:
 
     unit_ms: int
 
-    @pytest.mark.parametrize("state", _ITEM_STATES)
     @pytest.mark.parametrize("event", _ITEM_CELLS)
-    async def test_an_item(
-        self, adapter: InboxAdapter, advance: Advance, event: str, state: str
+    async def test_each_state_of_an_item(
+        self, adapter: InboxAdapter, advance: Advance, event: str
     ) -> None:
         apply, cells = _ITEM_CELLS[event]
-        expected = cells[_ITEM_STATES.index(state)]
-        async with self._case(adapter, advance) as case:
-            await case.prepare(state)
-            assert await case.item_state() == state
-            await _apply(case, apply, expected)
-            wanted = expected if isinstance(expected, str) and expected else state
-            assert await case.item_state() == wanted
+        async with open_box(adapter) as box:
+            for state, expected in zip(_ITEM_STATES, cells, strict=True):
+                case = await self._prepare(box, state, advance)
+                assert (state, await case.item_state()) == (state, state)
+                await _apply(case, apply, expected)
+                wanted = expected if isinstance(expected, str) and expected else state
+                assert (state, await case.item_state()) == (state, wanted)
 
-    @pytest.mark.parametrize("state", _CLAIM_STATES)
     @pytest.mark.parametrize("event", _CLAIM_CELLS)
-    async def test_a_turn(
-        self, adapter: InboxAdapter, advance: Advance, event: str, state: str
+    async def test_each_state_of_a_turn(
+        self, adapter: InboxAdapter, advance: Advance, event: str
     ) -> None:
         apply, cells = _CLAIM_CELLS[event]
-        expected = cells[_CLAIM_STATES.index(state)]
-        async with self._case(adapter, advance) as case:
-            await case.prepare(state)
-            assert await case.claim_state() == state
-            old = case.begun.id
-            await _apply(case, apply, expected)
-            wanted = expected if isinstance(expected, str) and expected else state
-            assert await case.claim_state() == wanted
-            if (event, state) == ("begin", "retrying"):
-                (claim,) = (await case.session()).claims
-                assert claim.id != old
+        async with open_box(adapter) as box:
+            for state, expected in zip(_CLAIM_STATES, cells, strict=True):
+                case = await self._prepare(box, state, advance)
+                assert (state, await case.claim_state()) == (state, state)
+                await _apply(case, apply, expected)
+                wanted = expected if isinstance(expected, str) and expected else state
+                assert (state, await case.claim_state()) == (state, wanted)
+                if (event, state) == ("begin", "retrying"):
+                    (claim,) = (await case.session()).claims
+                    assert claim.id != case.begun.id
 
-    @asynccontextmanager
-    async def _case(self, adapter: InboxAdapter, advance: Advance) -> AsyncGenerator[_Case, Any]:
-        # So that what is retried is not due before what expires.
-        policy = TurnPolicy(retry_delay_ms=2 * self.unit_ms)
-        async with open_box(adapter, policy) as box:
-            yield _Case(box, advance, self.unit_ms)
+    async def _prepare(self, box: Box, state: str, advance: Advance) -> _Case:
+        # So that what is retried is not due before what expires. And one that died is alive again.
+        box.inbox.adapter.policy = TurnPolicy(retry_delay_ms=2 * self.unit_ms)
+        await box.register(ONE)
+        case = _Case(box, state, advance, self.unit_ms)
+        await case.prepare(state)
+        return case
 
 
 async def _apply(case: _Case, apply: Event, expected: str | _Refused) -> None:
