@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from collections import Counter
@@ -17,6 +18,7 @@ from uuid_utils import uuid7
 
 from trunkline.actors import RestartPolicy, Service
 from trunkline.actors.clock import monotonic_ms
+from trunkline.actors.future import Future, asyncio_loop, new_future
 from trunkline.actors.log import Log, safe_repr
 from trunkline.actors.policy import CrashHistory
 from trunkline.actors.task_group import open_task_group
@@ -37,6 +39,9 @@ from trunkline.validation import require_non_negative, require_positive
 __all__ = ("Handler", "OnFailed", "Runner", "Turns")
 
 Handler: TypeAlias = Callable[[Any], Awaitable[object]]
+#: Why a handler was cancelled: its time was over; nothing of its turn stands any more; the process
+#: stops; the runner has a bug.
+Reason: TypeAlias = Literal["", "timeout", "lost", "stop", "crash"]
 OnFailed: TypeAlias = Callable[[Any, Exception], Awaitable[object] | object]
 
 _log = Log("trunkline.turns")
@@ -52,6 +57,15 @@ _LOT = 256
 
 #: How often `idle` looks at the store, in seconds.
 _IDLE_SECONDS = 0.02
+
+#: How long a process that stops tries to tell the others so, in seconds.
+_LEAVE_SECONDS = 1.0
+
+#: Workers that wait for a turn; others end.
+_IDLE_WORKERS = 8
+
+#: A turn that has killed so many processes runs while no other such turn runs here.
+_SUSPECT = 2
 
 #: Characters of an error that are stored.
 _LONGEST_ERROR = 2_000
@@ -209,12 +223,15 @@ class _Running:
     """A turn that runs in this process."""
 
     __slots__ = (
+        "began_at",
         "begun",
         "deadline",
+        "has_returned",
         "is_cancelled_at",
         "is_reported",
         "loss",
         "reason",
+        "run_ms",
         "scope",
         "stuck_at",
         "turn",
@@ -227,9 +244,13 @@ class _Running:
         self.scope = anyio.CancelScope()
         self.deadline = deadline
         #: Why its handler was cancelled.
-        self.reason: Literal["", "timeout", "lost", "stop"] = ""
+        self.reason: Reason = ""
         self.loss: TurnLost | None = None
         self.is_cancelled_at = 0.0
+        #: Whether the handler returned, how long it has run, and since when it runs.
+        self.has_returned = False
+        self.run_ms = 0
+        self.began_at = 0.0
         #: When it counts as stuck.
         self.stuck_at = float("inf")
         #: Whether `on_failed` was called.
@@ -243,13 +264,36 @@ class _Running:
     def unstored(self) -> list[str]:
         return [] if self.turn is None else self.turn.unstored()
 
-    def cancel(self, reason: Literal["timeout", "lost", "stop"]) -> None:
+    def cancel(self, reason: Reason) -> None:
         if not self.reason or reason == "lost":
             self.reason = reason
         if not self.is_cancelled_at:
             self.is_cancelled_at = monotonic()
             self.stuck_at = self.is_cancelled_at + _STUCK_SECONDS
         self.scope.cancel(reason)
+
+
+class _Worker:
+    """A task that waits for its next turn."""
+
+    __slots__ = ("_given", "_loop", "_running")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._loop = loop
+        self._given: Future | None = None
+        self._running: _Running | None = None
+
+    def give(self, running: _Running | None) -> None:
+        """Let it go on with a turn, or end."""
+        self._running = running
+        if self._given is not None:
+            self._given.set_result(None)
+
+    async def next(self) -> _Running | None:
+        self._given = new_future(self._loop)
+        await self._given
+        running, self._given, self._running = self._running, None, None
+        return running
 
 
 class Runner:
@@ -259,10 +303,14 @@ class Runner:
         self.inbox = turns.inbox
         self._turns = turns
         self._owner = Owner(str(uuid7()), 0, turns.lease_ms, this_process())
+        #: Turns that run here; how many of these are urgent, and how many killed two processes.
         self._running: dict[str, _Running] = {}
+        self._urgent = self._suspects = 0
+        #: Workers without a turn.
+        self._idle: list[_Worker] = []
+        self._loop = asyncio_loop()
         #: Room that was promised to calls which may bring a turn.
         self._reserved = 0
-        #: Turns that were begun and have no worker yet.
         self._tasks: TaskGroup | None = None
         self._is_stopping = False
         self._wake = anyio.Event()
@@ -275,6 +323,7 @@ class Runner:
         self._to_forget: list[tuple[str, str]] = []
         self._is_noticed = False
         self._failure: Exception | None = None
+        self._is_broken = False
         self.started_at: float | None = None
         self.oldest_waiting_ms = 0
         #: Turns to give back: the store has them, and no reply brought them.
@@ -359,37 +408,42 @@ class Runner:
                 self.started_at = monotonic()
                 if task_status is not None:
                     task_status.started()
-                await stopping.wait()
-                await self._stop()
+                try:
+                    await stopping.wait()
+                finally:
+                    # Also if the runner has a bug, and then at once.
+                    with anyio.CancelScope(shield=True):
+                        await self._stop(0 if self._is_broken else self._turns.stop_timeout_ms)
                 self._tasks.cancel_scope.cancel("the turns have ended")
         finally:
             self._is_stopping, self._tasks = True, None
             for thread in threads:
                 thread.stop()
-            with anyio.move_on_after(1.0, shield=True):
+            with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
                 await self._leave()
 
     async def _leave(self) -> None:
         try:
-            if self._running or self._failure is not None:
-                # What still runs is given to others as that of a dead process.
+            if self._running or self._is_broken:
+                # What was not ended is given to others as that of a dead process.
                 await self.inbox.ask(None, InboxAdapter.bury, self._owner.id, _LOT)
             else:
                 await self.inbox.ask(None, InboxAdapter.unregister, self._owner.id)
         except TrunklineError as error:
             _log.debug("owner_not_removed", owner=self._owner.id, error=repr(error))
 
-    async def _stop(self) -> None:
-        """Let running turns end, and cancel those that take too long."""
+    async def _stop(self, timeout_ms: int) -> None:
+        """Let running turns end, and cancel those that take longer than `timeout_ms`."""
         self._is_stopping = True
-        with anyio.move_on_after(self._turns.stop_timeout_ms / 1000, shield=True):
+        with anyio.move_on_after(timeout_ms / 1000):
             while self._running or self._reserved:
                 await self._settled()
         for running in [*self._running.values()]:
-            running.cancel("stop")
-        with anyio.CancelScope(shield=True):
-            while self._running:
-                await self._settled()
+            running.cancel("crash" if self._is_broken else "stop")
+        while self._running:
+            await self._settled()
+        while self._idle:
+            self._idle.pop().give(None)
 
     async def _settled(self) -> None:
         self._wake = anyio.Event()
@@ -397,7 +451,14 @@ class Runner:
             await self._wake.wait()
 
     async def _watch(self) -> None:
-        """The clockwork: deadlines, turns that are due, processes that are dead."""
+        try:
+            await self._run_clockwork()
+        except Exception:
+            self._is_broken = True
+            raise
+
+    async def _run_clockwork(self) -> None:
+        """Deadlines, turns that are due, processes that are dead."""
         lease = self._turns.lease_ms / 1000
         scan_at = monotonic() + lease / 2
         while True:
@@ -523,12 +584,13 @@ class Runner:
 
     @property
     def _free(self) -> int:
-        ordinary = sum(not one.begun.urgent for one in self._running.values())
-        return self._turns.max_running - ordinary - self._reserved
+        """Turns that may begin here; urgent ones take no room."""
+        return self._turns.max_running - len(self._running) + self._urgent - self._reserved
 
     @property
     def _has_suspect(self) -> bool:
-        return any(one.begun.deaths >= 2 for one in self._running.values())
+        """Whether a turn runs here that has killed two processes."""
+        return self._suspects > 0
 
     def _note_due(self, due_in_ms: int | None) -> None:
         """Ask for a turn that is due in so many milliseconds."""
@@ -550,40 +612,59 @@ class Runner:
             return  # it is given back with the owner
         timeout = self._turns.policy.turn_timeout_ms / 1000
         self._running[begun.id] = running = _Running(begun, monotonic() + timeout)
+        self._urgent += begun.urgent
+        self._suspects += begun.deaths >= _SUSPECT
         if self._is_stopping:
             running.cancel("stop")
-        self._tasks.start_soon(self._work, running)
+        if self._idle:
+            self._idle.pop().give(running)
+        else:
+            self._tasks.start_soon(self._work, running)
 
-    async def _work(self, running: _Running) -> None:
-        """Run a turn, and have those run that follow it at once."""
+    async def _work(self, running: _Running | None) -> None:
+        """A worker: run a turn, and then others for as long as there are some.
+
+        Nothing cancels it from outside: the runner cancels the scope of a turn, and then learns
+        how its handler has ended.
+        """
+        worker = _Worker(self._loop)
+        with anyio.CancelScope(shield=True):
+            while running is not None:
+                await self._run_turn(running)
+                if self._tasks is None or self._is_stopping or len(self._idle) >= _IDLE_WORKERS:
+                    return
+                self._idle.append(worker)
+                running = await worker.next()
+
+    async def _run_turn(self, running: _Running) -> None:
+        """Run a turn, and have those begin that follow it at once."""
+        begun = running.begun
         try:
-            claimed = await self._run_turn(running)
+            error = await self._handle(running)
+            claimed = await self._conclude(running, error)
         finally:
-            del self._running[running.begun.id]
-            self._wake.set()
+            del self._running[begun.id]
+            self._urgent -= begun.urgent
+            self._suspects -= begun.deaths >= _SUSPECT
+            if self._has_backlog or self._is_stopping:
+                self._wake.set()
         self.inbox.report_happened(claimed.happened)
         self._note_due(claimed.due_in_ms)
-        for begun in claimed.begun:
-            self._launch(begun)
+        for following in claimed.begun:
+            self._launch(following)
 
-    async def _run_turn(self, running: _Running) -> Claimed:
-        """Run the handler, and tell the store what came of it; the turns that follow."""
+    async def _handle(self, running: _Running) -> Exception | None:
+        """Run the handler; what it raised."""
         begun, turns = running.begun, self._turns
-        error: Exception | None = None
-        began = monotonic()
-        waited_ms = max((begun.began_at_ms - row.accepted_at_ms for row in begun.items), default=0)
+        running.began_at = monotonic()
+        accepted_at_ms = min([row.accepted_at_ms for row in begun.items], default=0)
+        waited_ms = max(begun.began_at_ms - accepted_at_ms, 0)
         turns.waits.add(waited_ms)
-        self.inbox.report(
-            "started" if begun.attempt == 1 else "retried",
-            begun.session,
-            items=_ids(begun),
-            attempt=begun.attempt,
-            waited_ms=waited_ms,
-        )
+        name = "started" if begun.attempt == 1 else "retried"
+        self._report(name, running, waited_ms=waited_ms)
         if begun.resumed:
-            self.inbox.report(
-                "resumed", begun.session, items=tuple(begun.resumed), attempt=begun.attempt
-            )
+            self._report("resumed", running, items=tuple(begun.resumed))
+        error: Exception | None = None
         with running.scope:
             try:
                 running.turn = turns.make_turn(self, begun)
@@ -592,45 +673,33 @@ class Runner:
                     # It has killed as many processes as it may.
                     raise _Died(begun.error)
                 await turns.handler(running.turn)
+                running.has_returned = True
             except Exception as raised:
                 error = raised
-        run_ms = int((monotonic() - began) * 1000)
-        turns.runs.add(run_ms)
-        if running.turn is not None and error is None:
+        running.run_ms = int((monotonic() - running.began_at) * 1000)
+        turns.runs.add(running.run_ms)
+        if error is None and running.turn is not None:
             error = running.turn.fatal
-        with anyio.CancelScope(shield=True):
-            claimed = await self._conclude(running, error, run_ms)
-        return claimed  # noqa: RET504 (for mypy: a scope may end what is inside)
+        return error
 
-    async def _conclude(self, running: _Running, error: Exception | None, run_ms: int) -> Claimed:
+    async def _conclude(self, running: _Running, error: Exception | None) -> Claimed:
         """Tell the store how a turn ended, for as long as it takes to reach it."""
-        begun = running.begun
-        fields = {"items": _ids(begun), "attempt": begun.attempt, "run_ms": run_ms}
         pause, again = _FIRST_PAUSE, False
         while True:
             try:
                 if running.reason == "lost" or isinstance(error, TurnLost):
-                    return await self._end(running, fields)
-                if running.reason == "stop" and error is None:
+                    return await self._end(running)
+                if running.reason == "crash" and not running.has_returned:
+                    return Claimed()  # the owner is buried, and its turns with it
+                if running.reason == "stop" and not running.has_returned:
                     return await self._give_back(running)
                 if running.reason == "timeout":
                     error = error or TimeoutError(
                         f"the handler ran longer than {self._turns.policy.turn_timeout_ms} ms"
                     )
                 if error is not None:
-                    return await self._fail(running, error, fields)
-                claimed: Claimed = await self._ask(
-                    begun.session,
-                    InboxAdapter.finish,
-                    begun.session,
-                    begun.id,
-                    running.unstored,
-                    running.item_ids,
-                    again,
-                    self._next_claimant(),
-                )
-                self.inbox.report("finished", begun.session, **fields)
-                return claimed
+                    return await self._fail(running, error)
+                return await self._finish(running, again)
             except TurnLost as loss:
                 running.reason, running.loss = "lost", loss
             except StoreUnavailable as away:
@@ -639,12 +708,27 @@ class Runner:
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _fail(self, running: _Running, error: Exception, fields: dict[str, Any]) -> Claimed:
+    async def _finish(self, running: _Running, again: bool) -> Claimed:
+        session = running.begun.session
+        claimed = await self.inbox.ask(
+            session,
+            InboxAdapter.finish,
+            session,
+            running.begun.id,
+            running.unstored,
+            running.item_ids,
+            again,
+            self._next_claimant(),
+        )
+        self._report("finished", running, run_ms=running.run_ms)
+        return claimed
+
+    async def _fail(self, running: _Running, error: Exception) -> Claimed:
         begun, policy = running.begun, self._turns.policy
         is_final = running.turn is not None and running.turn.fatal is not None
         if is_final or begun.attempt >= policy.max_attempts:
             await self._report_failure(running, error)
-        claimed: Claimed = await self._ask(
+        claimed = await self.inbox.ask(
             begun.session,
             InboxAdapter.fail,
             begun.session,
@@ -663,7 +747,7 @@ class Runner:
             exception="".join(format_exception(error)).rstrip(),
         )
         if claimed.has_failed:
-            self.inbox.report("failed", begun.session, error=safe_repr(error), **fields)
+            self._report("failed", running, run_ms=running.run_ms, error=safe_repr(error))
         return claimed
 
     async def _report_failure(self, running: _Running, error: Exception) -> None:
@@ -678,23 +762,25 @@ class Runner:
             _log.error("on_failed_raised", turns=self._turns.name, error=safe_repr(bug))
         running.is_reported = True
 
-    async def _end(self, running: _Running, fields: dict[str, Any]) -> Claimed:
-        begun = running.begun
-        claimed: Claimed = await self._ask(
-            begun.session, InboxAdapter.end, begun.session, begun.id, self._next_claimant()
+    async def _end(self, running: _Running) -> Claimed:
+        session = running.begun.session
+        claimed = await self.inbox.ask(
+            session, InboxAdapter.end, session, running.begun.id, self._next_claimant()
         )
-        self.inbox.report("lost", begun.session, error=str(running.loss or ""), **fields)
+        self._report("lost", running, run_ms=running.run_ms, error=str(running.loss or ""))
         return claimed
 
     async def _give_back(self, running: _Running) -> Claimed:
-        begun = running.begun
-        claimed: Claimed = await self._ask(
-            begun.session, InboxAdapter.stop, begun.session, begun.id, running.unstored
+        session = running.begun.session
+        return await self.inbox.ask(
+            session, InboxAdapter.stop, session, running.begun.id, running.unstored
         )
-        return claimed
 
-    async def _ask(self, key: str, method: Callable[..., Any], *args: Any) -> Any:
-        return await self.inbox.ask(key, method, *args)
+    def _report(self, name: str, running: _Running, **fields: Any) -> None:
+        begun = running.begun
+        if "items" not in fields:
+            fields["items"] = _ids(begun)
+        self.inbox.report(name, begun.session, attempt=begun.attempt, **fields)
 
     def _next_claimant(self) -> Claimant | None:
         """Whoever ends a turn has room for another, unless others have waited longer."""
@@ -709,7 +795,7 @@ class Runner:
             return
         session = turn.begun.session
         try:
-            await self._ask(session, InboxAdapter.take, session, turn.id, taken)
+            await self.inbox.ask(session, InboxAdapter.take, session, turn.id, taken)
         except TurnLost as loss:
             self.lose(turn, loss)
         except TrunklineError:
@@ -719,7 +805,7 @@ class Runner:
     async def _refresh(self, running: _Running) -> None:
         session = running.begun.session
         try:
-            rows = await self._ask(session, InboxAdapter.join, session, running.begun.id)
+            rows = await self.inbox.ask(session, InboxAdapter.join, session, running.begun.id)
         except TurnLost as loss:
             self._lose(running, loss)
         except TrunklineError:
@@ -754,8 +840,7 @@ class Runner:
             elif now >= running.stuck_at:
                 # Cancelled again: a handler may have swallowed the first one.
                 running.stuck_at = now + _STUCK_SECONDS
-                begun = running.begun
-                self.inbox.report("stuck", begun.session, items=_ids(begun), attempt=begun.attempt)
+                self._report("stuck", running)
                 _log.warning("handler_stuck", turns=self._turns.name, reason=running.reason)
 
 
