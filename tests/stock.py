@@ -8,6 +8,7 @@ from time import time_ns
 
 import anyio
 import msgspec
+from uuid_utils import uuid7
 
 from trunkline.admin.endpoint import DEFAULT_NAMESPACE, Endpoint
 from trunkline.fsm import FSMState, FSMStore
@@ -22,9 +23,13 @@ from trunkline.persistence import (
     Thread,
 )
 from trunkline.signal import SignalStore
+from trunkline.turns import Inbox, InboxAdapter, TurnPolicy, Turns
+from trunkline.turns.adapter import Owner
+from trunkline.turns.process import this_process
+from trunkline.turns.session import Claimant
 
 #: All stores that a SQL database can hold.
-STORES = ("persistence", "fsm", "signal")
+STORES = ("persistence", "fsm", "signal", "inbox")
 
 #: Fernet keys; what is stored with them must not be readable without.
 KEY = "m1Qn1NwPvcA9WPXcWsPOvT9Qx2bnz2GnzVPW8lSDhAI="
@@ -45,6 +50,9 @@ CAFE = {
     ("", None): FSMState("waiting", None, {}),
 }
 
+#: The sessions of the inbox: one with a turn of a process that has ended, one with a failed item.
+CHAT, OTHER_CHAT = ("telegram", "support", "-100"), ("telegram", "support", "ü:[*")
+
 
 def fill(url: str, stores=STORES) -> None:
     """Put a little of everything into the database at `url`."""
@@ -62,6 +70,9 @@ async def _fill(url, stores):
         async with SignalStore(url, encryption_key=KEY) as store:
             await store.set({"pre-key": {str(n): {"public": b"\x01", "n": n} for n in range(20)}})
             await store.set({"session": {"älice.0": SECRETS[1], "bob.0": [b"\x00", "two"]}})
+    if "inbox" in stores:
+        async with Inbox(url, encryption_key=KEY) as inbox:
+            await _fill_inbox(inbox)
 
 
 async def _fill_persistence(store):
@@ -104,6 +115,32 @@ async def _fill_fsm(store):
     for bot_name, conversations in (("shop", SHOP), ("café", CAFE)):
         for key, state in conversations.items():
             await store.set_state(bot_name, key, state)
+
+
+async def _fill_inbox(inbox):
+    async def refuse(turn):
+        raise ValueError("no answer \x1b[31m")
+
+    await inbox.accept(OTHER_CHAT, SECRETS[0], external_id=1)
+    async with Turns(inbox, refuse, TurnPolicy(max_attempts=1)) as turns:
+        await turns.idle()
+    await inbox.accept(CHAT, "running", external_id="é1")
+    await begin_turn(inbox, {"generate": SECRETS[1]})
+    await inbox.accept(CHAT, "waits", external_id="é2")
+    await inbox.accept(CHAT, "is alone", external_id="é3", alone=True)
+    # The mark of an item without an external id is over in a minute, and Valkey does not copy it.
+    await inbox.accept(CHAT, "later", external_id="é4", delay_ms=HOUR_MS)
+
+
+async def begin_turn(inbox, steps):
+    """Begin a turn in a process that has ended since, and store these steps of it."""
+    machine, pid, _ = this_process().split("/")
+    owner = Owner(str(uuid7()), 0, 10_000, f"{machine}/{pid}/earlier")
+    await inbox.ask(None, InboxAdapter.register, owner)
+    (begun,) = (await inbox.ask(None, InboxAdapter.claim, Claimant(owner.id), 1)).begun
+    for name, result in steps.items():
+        value = inbox.encode(name, result)
+        await inbox.ask(begun.session, InboxAdapter.step, begun.session, begun.id, [], name, value)
 
 
 def end_conversations(url: str, count: int) -> None:

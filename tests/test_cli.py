@@ -88,7 +88,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"trunkline {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["replay"], ["inspect"], ["copy"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["replay"], ["inspect"], ["copy"], ["inbox"]])
 def test_help_has_examples_and_fits_the_terminal(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])

@@ -51,6 +51,7 @@ STEPS = [
     ("shop", "register", "get_name", CONVERSATIONS - CONVERSATIONS // 3),
 ]
 FAMILIES = {"pre-key": 20, "session": 2}
+INBOX = {"sessions": 1, "waiting": 3, "running": 1, "failed": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -103,21 +104,23 @@ def test_json_shows_all_that_a_sql_database_holds(capsys, sql_url):
     assert contents["counts"] == COUNTS
     assert steps(contents["conversations"]) == STEPS
     assert contents["families"] == FAMILIES
-    assert [*found["stores"]] == ["persistence", "fsm", "signal"]
+    assert contents["inbox"] == INBOX
+    assert [*found["stores"]] == ["persistence", "fsm", "signal", "inbox"]
     for schema in found["stores"].values():
         assert schema["version"] == schema["known_version"] >= 1
 
 
 def test_json_shows_all_that_valkey_holds(capsys, valkey_url):
-    fill(valkey_url, ["fsm", "signal"])
+    fill(valkey_url, ["fsm", "signal", "inbox"])
     found = inspect_as_json(capsys, valkey_url)
-    assert [*found["stores"]] == ["fsm", "signal"]
+    assert [*found["stores"]] == ["fsm", "signal", "inbox"]
     for schema in found["stores"].values():
         assert schema == {"version": None, "known_version": None}
     [contents] = found["namespaces"].values()
     assert contents["counts"] is None
     assert steps(contents["conversations"]) == STEPS
     assert contents["families"] == FAMILIES
+    assert contents["inbox"] == INBOX
 
 
 def test_the_newest_messages_come_first_with_the_names_of_room_and_sender(capsys, sql_url):
@@ -176,6 +179,8 @@ def test_the_report_is_plain_fits_the_terminal_and_has_every_count(capsys, bot_d
     assert "14 conversations of 2 bots" in text
     assert re.search(rf"shop +register +get_name +{CONVERSATIONS - CONVERSATIONS // 3}\b", text)
     assert re.search(r"pre-key +20 +entries", text)
+    for kind, count in INBOX.items():
+        assert re.search(rf"^  {kind} +{count} *$", text, re.MULTILINE)
     assert re.search(r"Lobby +Ada z +\d+: żółw \\x1b\[31m", text)
 
 

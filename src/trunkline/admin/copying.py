@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import msgspec
 
 from trunkline.actors.clock import wall_clock_ms
 from trunkline.admin.endpoint import Endpoint
-from trunkline.backends import Schema, Table
+from trunkline.backends import Table
 from trunkline.errors import ConfigurationError, NotFound
 
 __all__ = ("CopyReport", "TableCopy", "TargetNotEmpty", "copy_database")
@@ -83,9 +83,11 @@ def copy_database(
         source_url: where from: `sqlite:///bot.db`, `postgresql://…`, `redis://…`, `valkey://…`, or
             a scheme that the program has registered.
         target_url: where to. What is missing there is created.
-        only: the stores to copy: `persistence`, `fsm`, `signal`; by default all that are there.
+        only: the stores to copy: `persistence`, `fsm`, `signal`, `inbox`; by default all that are
+            there.
         namespace: the namespace to copy; by default all that are there.
-        resume: continue a copy that was interrupted: rows that are there are kept as they are.
+        resume: continue a copy that was interrupted: rows that are there are kept as they are,
+            but those of the inbox, which are written again.
         force: delete first what these stores hold in the target, in these namespaces.
         on_progress: called after each page with the table, how many rows are done, and of how many.
 
@@ -146,7 +148,7 @@ def _stores(
         if store not in schemas:
             raise NotFound(f"{source.shown_url} holds no {store} store")
     chosen = {store: schema for store, schema in schemas.items() if not only or store in only}
-    _require_known(source, chosen)
+    source.require_known(chosen)
     for store in [store for store in chosen if store not in target.can_hold]:
         if any(part.table.count(wall_clock_ms()) for part in _parts(source, [store], namespace)):
             raise ConfigurationError(
@@ -155,15 +157,6 @@ def _stores(
             )
         del chosen[store]
     return list(chosen)
-
-
-def _require_known(endpoint: Endpoint, schemas: Mapping[str, Schema]) -> None:
-    for store, schema in schemas.items():
-        if not schema.is_known:
-            raise ConfigurationError(
-                f"{endpoint.shown_url} has version {schema.version} of the {store} schema, and this"
-                f" trunkline works with version {schema.known_version}: {schema.advice}"
-            )
 
 
 class _Part(NamedTuple):
@@ -217,7 +210,7 @@ class _Copying:
         """Refuse a target that holds something, or, to resume, something of its own."""
         schemas = target.schemas()
         present = {store: schemas[store] for store in self._stores if store in schemas}
-        _require_known(target, present)
+        target.require_known(present)
         for part in _parts(target, present, self._namespace):
             count = part.table.count(self._began_ms)
             if count and not resume:
@@ -248,7 +241,10 @@ class _Copying:
                 part.table.erase()
 
     def run(self, target: Endpoint, *, keep: bool) -> None:
-        """Copy every row, or, to keep those that are there, the others."""
+        """Copy every row, or, to keep those that are there, the others.
+
+        A stale row that is kept does no harm, unless it is one of a store that is copied whole.
+        """
         done = 0
         total = sum(part.table.count(self._began_ms) for part in self._parts)
         for part in self._parts:
@@ -258,7 +254,7 @@ class _Copying:
             for page in part.table.dump(self._began_ms):
                 rows = page
                 with adapter.transaction():
-                    if keep:
+                    if keep and not adapter.is_copied_whole:
                         width = table.key_width
                         present = table.present([row[:width] for row in page])
                         rows = [row for row in page if row[:width] not in present]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
@@ -118,6 +118,15 @@ class Endpoint:
         """The stores that are there. Inside a snapshot, as `namespaces`."""
         found = {store: self.adapter(store).schema() for store in self.can_hold}
         return {store: schema for store, schema in found.items() if schema is not None}
+
+    def require_known(self, schemas: Mapping[str, Schema]) -> None:
+        """Raise `ConfigurationError` unless these schemas have the version of their adapters."""
+        for store, schema in schemas.items():
+            if not schema.is_known:
+                raise ConfigurationError(
+                    f"{self.shown_url} has version {schema.version} of the {store} schema, and this"
+                    f" trunkline works with version {schema.known_version}: {schema.advice}"
+                )
 
     def namespaces(self, stores: Collection[str], wanted: str | None = None) -> list[str]:
         """The namespaces in which these stores hold something, sorted; the default one if none.

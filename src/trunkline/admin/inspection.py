@@ -13,6 +13,7 @@ from trunkline.errors import NotFound
 from trunkline.fsm.adapter import FSMAdapter
 from trunkline.persistence import Message, PersistenceAdapter
 from trunkline.signal.adapter import SignalAdapter
+from trunkline.turns import InboxAdapter, InboxCounts
 
 __all__ = ("Contents", "Conversations", "Inspection", "NewestMessage", "inspect_database")
 
@@ -45,6 +46,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     conversations: tuple[Conversations, ...] | None = None
     #: How many entries each family of signal has: never the values.
     families: dict[str, int] | None = None
+    #: Sessions and items of the inbox.
+    inbox: InboxCounts | None = None
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +97,8 @@ def _contents(endpoint: Endpoint, stores: list[str], namespace: str, newest: int
             contents = replace(contents, conversations=_conversations(adapter))
         elif isinstance(adapter, SignalAdapter):
             contents = replace(contents, families=adapter.summary())
+        elif isinstance(adapter, InboxAdapter):
+            contents = replace(contents, inbox=adapter.counts())
     return contents
 
 

@@ -21,13 +21,13 @@ __all__ = ("Adapter",)
 class Adapter:
     """Base of every adapter. A domain adds its methods; a store runs them, one at a time.
 
-    Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`) and write its
-    methods plainly: no async, no locks, no threads. All that an adapter raises is either a
-    `TrunklineError`, which is the answer to one call, or a bug. What a driver raises is not a bug:
-    the adapter translates it.
+    Subclass a domain's contract (`PersistenceAdapter`, `FSMAdapter`, `SignalAdapter`,
+    `InboxAdapter`) and write its methods plainly: no async, no locks, no threads. All that an
+    adapter raises is either a `TrunklineError`, which is the answer to one call, or a bug. What a
+    driver raises is not a bug: the adapter translates it.
     """
 
-    #: The store that it is for: `persistence`, `fsm`, `signal`. A contract sets it.
+    #: The store that it is for: `persistence`, `fsm`, `signal`, `inbox`. A contract sets it.
     store: ClassVar[str] = ""
 
     #: Leads every key, index and lock: adapters of two namespaces never see each other's data.
@@ -46,6 +46,9 @@ class Adapter:
     #: one writer keep the order only of calls that belong together, such as those of one room.
     writers: int = 1
     readers: int = 0
+
+    #: Whether rows of its tables change together: a copy that is resumed writes all of them again.
+    is_copied_whole: ClassVar[bool] = False
 
     #: How long a lock among processes lasts if it is not renewed, in milliseconds; 0 if the
     #: database has no such locks.

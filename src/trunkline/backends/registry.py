@@ -91,7 +91,7 @@ def open_adapter(store: str, url: str, options: AdapterOptions) -> Adapter:
     """The adapter of a store for `url`, not yet connected.
 
     Args:
-        store: `persistence`, `fsm`, `signal`.
+        store: `persistence`, `fsm`, `signal`, `inbox`.
         url: `scheme://…`; `postgresql+psycopg://` counts as `postgresql://`.
         options: what the adapter is to know.
 

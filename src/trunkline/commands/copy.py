@@ -25,9 +25,9 @@ from trunkline.commands.rendering import counted, sections
 __all__ = ("add_copy",)
 
 _TEXT = """\
-Copy all that a database holds to another: persistence, fsm and signal, in all
-namespaces. Rows are copied as they are: encrypted values stay encrypted with
-the same key, versions and the times at which conversations expire are kept.
+Copy all that a database holds to another: persistence, fsm, signal and inbox,
+in all namespaces. Rows are copied as they are: encrypted values stay encrypted
+with the same key, versions and the times at which conversations expire stay.
 At the end the rows of both databases are counted.
 
 A SQL database is copied as it is when the copy begins. What a bot stores after
@@ -66,7 +66,7 @@ def add_copy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="STORE",
         action="append",
         default=[],
-        help="copy persistence, fsm or signal; may be repeated (default: all)",
+        help="copy persistence, fsm, signal or inbox; may be repeated (default: all)",
     )
     parser.add_argument("--namespace", metavar="NAME", help="copy this namespace (default: all)")
     choice = parser.add_mutually_exclusive_group()

@@ -19,15 +19,25 @@ from trunkline.admin import (
     inspect_database,
 )
 from trunkline.commands.console import OK, StandardOutput, add_command, whole_number
-from trunkline.commands.rendering import counted, facts, json_line, note, printable, sections
+from trunkline.commands.rendering import (
+    counted,
+    facts,
+    inbox_counts,
+    json_line,
+    note,
+    printable,
+    sections,
+)
+from trunkline.turns import InboxCounts
 
 __all__ = ("add_inspect",)
 
 _TEXT = """\
 See what a database holds in each namespace: how many rooms, messages and so on,
-the newest messages, the conversations of each bot by flow and state, and how
-many keys each family has. Values of signal and credentials of bridges are never
-shown. Nothing is created, migrated or changed, so that it is safe beside a bot.
+the newest messages, the conversations of each bot by flow and state, how many
+keys each family has, and how many items the inbox has by state. Values of
+signal, credentials of bridges and payloads of the inbox are never shown.
+Nothing is created, migrated or changed, so that it is safe beside a bot.
 """
 
 _EXAMPLES = """\
@@ -87,7 +97,7 @@ _Sections: TypeAlias = Iterator[tuple[str, RenderableType]]
 
 
 def _report(inspection: Inspection) -> _Sections:
-    shown = {"persistence": _persistence, "fsm": _fsm, "signal": _signal}
+    shown = {"persistence": _persistence, "fsm": _fsm, "signal": _signal, "inbox": _inbox}
     several = [*inspection.namespaces] != [DEFAULT_NAMESPACE]
     for store, schema in inspection.stores.items():
         version = "" if schema.version is None else f", schema version {schema.version}"
@@ -164,3 +174,7 @@ def _signal(title: str, contents: Contents) -> _Sections:
     for family, count in (contents.families or {}).items():
         table.add_row(Text(printable(family)), f"{count:,}", "entry" if count == 1 else "entries")
     yield title, table if contents.families else Text("no entries")
+
+
+def _inbox(title: str, contents: Contents) -> _Sections:
+    yield title, inbox_counts(contents.inbox or InboxCounts())

@@ -24,6 +24,7 @@ from trunkline.commands.console import (
 )
 from trunkline.commands.copy import add_copy
 from trunkline.commands.demo import add_demo
+from trunkline.commands.inbox import add_inbox
 from trunkline.commands.inspect import add_inspect
 from trunkline.commands.replay import add_replay
 from trunkline.errors import NotFound, TrunklineError
@@ -79,6 +80,7 @@ examples:
   trunkline replay chat.jsonl          which TTL and capacity does my bot need?
   trunkline inspect sqlite:///bot.db   what does this database hold?
   trunkline copy sqlite:///bot.db postgresql://me@localhost/bot
+  trunkline inbox sqlite:///bot.db     which messages wait, run, or have failed?
   trunkline copy --help                the options of a command
 """
 
@@ -97,4 +99,5 @@ def _parser() -> argparse.ArgumentParser:
     add_replay(commands)
     add_inspect(commands)
     add_copy(commands)
+    add_inbox(commands)
     return parser

@@ -10,10 +10,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trunkline.turns import InboxCounts
+
 __all__ = (
     "counted",
     "duration",
     "facts",
+    "inbox_counts",
     "json_line",
     "note",
     "printable",
@@ -37,6 +40,14 @@ def facts(*, count: bool = False) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(justify="right" if count else "left")
     table.add_column(style="dim")
+    return table
+
+
+def inbox_counts(counts: InboxCounts) -> Table:
+    """How many sessions and items an inbox has."""
+    table = facts(count=True)
+    for name, count in msgspec.structs.asdict(counts).items():
+        table.add_row(name, f"{count:,}")
     return table
 
 

@@ -219,6 +219,8 @@ class InboxAdapter(Adapter, ABC):
     """
 
     store: ClassVar = "inbox"
+    #: A session's document names its items, which are rows of their own.
+    is_copied_whole: ClassVar = True
 
     #: How the messages of a session become turns. The store sets it.
     policy: TurnPolicy = TurnPolicy()

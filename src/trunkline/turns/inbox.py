@@ -40,7 +40,7 @@ from trunkline.validation import require_non_negative, require_positive, text_pr
 if TYPE_CHECKING:
     from trunkline.turns.runner import Runner
 
-__all__ = ("Inbox",)
+__all__ = ("Inbox", "decode_payload")
 
 R = TypeVar("R")
 
@@ -293,16 +293,7 @@ class Inbox(Store[InboxAdapter]):
             UnreadableRecord: it cannot be decoded.
             ConfigurationError: it is encrypted with another key.
         """
-        mark, payload = encoded[:1], bytes(encoded[1:])
-        if mark == _ENCRYPTED:
-            if self._cipher is None:
-                raise ConfigurationError(f"{what} is encrypted: give encryption_key=")
-            payload = self._cipher.decrypt(payload.decode("ascii", "replace"), what)
-        try:
-            return decode(payload)
-        except Exception:
-            pass  # its message may quote the value
-        raise UnreadableRecord(f"{what} cannot be decoded")
+        return decode_payload(what, encoded, self._cipher)
 
     def item(self, row: ItemRow, attempt: int) -> Item:
         """An item of its row."""
@@ -420,6 +411,25 @@ class Inbox(Store[InboxAdapter]):
                     await anyio.lowlevel.checkpoint()
             except TrunklineError:
                 continue  # it is tried again
+
+
+def decode_payload(what: str, encoded: bytes, cipher: Cipher | None = None) -> Any:
+    """A payload or the result of a step that is stored as `encoded`; `what` names it in errors.
+
+    Raises:
+        UnreadableRecord: it cannot be decoded.
+        ConfigurationError: it is encrypted with another key.
+    """
+    mark, payload = encoded[:1], bytes(encoded[1:])
+    if mark == _ENCRYPTED:
+        if cipher is None:
+            raise ConfigurationError(f"{what} is encrypted: give encryption_key=")
+        payload = cipher.decrypt(payload.decode("ascii", "replace"), what)
+    try:
+        return decode(payload)
+    except Exception:
+        pass  # its message may quote the value
+    raise UnreadableRecord(f"{what} cannot be decoded")
 
 
 @lru_cache(maxsize=16_384)

@@ -62,7 +62,7 @@ class Database(ABC):
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory), or `postgresql://user:password@host/db`.
-        component: whose schema it is: `persistence`, `fsm`, `signal`.
+        component: whose schema it is: `persistence`, `fsm`, `signal`, `inbox`.
         migrations: the steps that lead from an empty database to the present schema; the number of
             steps is the version. `None` leaves the schema as it is.
         timeout_ms: how long one statement, or waiting for a lock, may take.

@@ -37,12 +37,17 @@ class SQLTable(Table):
 
     def dump(self, at_ms: int = 0, *, keys_only: bool = False) -> Iterator[Sequence[Row]]:
         columns = self._key if keys_only else self._columns
-        statement = sa.select(*columns).where(*self._where(at_ms)).order_by(*self._key)
+        # The namespace comes first, since it may be the whole key.
+        statement = (
+            sa.select(self._table.c.namespace, *columns)
+            .where(*self._where(at_ms))
+            .order_by(*self._key)
+        )
         page: list[Row] = []
         size = 0
         # A few at a time, since a single row may be large.
         for row in self._database.connection.execute(statement, execution_options=_STREAMED):
-            page.append(tuple(row))
+            page.append(tuple(row)[1:])
             size += sum(len(one) for one in row if isinstance(one, str | bytes))
             if len(page) == _PAGE_ROWS or size >= _PAGE_BYTES:
                 yield page
@@ -52,7 +57,8 @@ class SQLTable(Table):
 
     def present(self, keys: Collection[Key]) -> set[Key]:
         wanted = [(self._namespace, *key) for key in keys]
-        return {tuple(row) for row in self._database.find(self._table, wanted, self._key)}
+        columns = [self._table.c.namespace, *self._key]
+        return {tuple(row)[1:] for row in self._database.find(self._table, wanted, columns)}
 
     def load(self, rows: Sequence[Row]) -> None:
         names = ["namespace", *(column.name for column in self._columns)]
