@@ -7,6 +7,7 @@ import pytest
 from tests.fixtures_servers import OnOneLoop
 from trunkline.testing import InboxContract, ManualClock
 from trunkline.turns.memory import MemoryInboxAdapter
+from trunkline.turns.redis import RedisInboxAdapter
 from trunkline.turns.sql import SQLInboxAdapter
 
 SEVENTIES_MS = 10**9
@@ -50,3 +51,13 @@ class ServerClockAhead(SQLInboxAdapter):
 
     def _now_ms(self):
         return super()._now_ms() + self._clock() - SEVENTIES_MS
+
+
+class TestValkey(OnOneLoop, InboxContract):
+    """The server's clock is its own: time passes."""
+
+    sweeps = False
+
+    @pytest.fixture
+    def adapter(self, valkey_url):
+        return RedisInboxAdapter(valkey_url)

@@ -154,7 +154,7 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
         self, changes: Sequence[Change], items: Mapping[str, str], groups: Mapping[str, str]
     ) -> Applied:
         wanted = _Wanted(items, groups)
-        changed = {change.key for change in changes}
+        changed = {change.key: change for change in changes}
         calls: list[Command | ScriptCall] = [
             self._write(change, wanted.words.get(change.key, ())) for change in changes
         ]
@@ -590,12 +590,12 @@ class _Wanted:
         for group, key in groups.items():
             self.words.setdefault(key, []).extend(("steps", group))
 
-    def applied(self, replies: Mapping[str, Any], changed: Collection[str]) -> Applied:
+    def applied(self, replies: Mapping[str, Any], changes: Mapping[str, Change]) -> Applied:
         """What came of a batch.
 
         Args:
             replies: session → what its command or script returned.
-            changed: the sessions that were to be written.
+            changes: session → what was to be written.
         """
         conflicts: set[str] = set()
         errors: dict[str, TrunklineError] = {}
@@ -615,11 +615,15 @@ class _Wanted:
                         steps[name] = step_values(value)
                     elif value is not None:
                         rows[name] = _row(name, key, value)
-                    elif key in changed:
+                    elif key in changes and not _is_done(changes[key], name):
                         errors[key] = UnreadableRecord(
                             f"item {name} of session {key!r} has no payload"
                         )
         return Applied(frozenset(conflicts), rows, steps, errors)
+
+
+def _is_done(change: Change, item_id: str) -> bool:
+    return item_id in change.removed or any(entry.id == item_id for entry, *_ in change.failed)
 
 
 #: What `lua/apply.lua` returns for an item that was to be tried again.

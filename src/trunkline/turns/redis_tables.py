@@ -12,7 +12,7 @@ import msgspec
 
 from trunkline.backends.dump import Key, Row, Table
 from trunkline.backends.redis import Command, ScriptCall, load_script
-from trunkline.turns.adapter import ALONE, SHARDS, URGENT, ItemRow, short_mark
+from trunkline.turns.adapter import ALONE, SHARDS, URGENT, ItemRow
 from trunkline.turns.session import Session
 
 if TYPE_CHECKING:
@@ -163,9 +163,8 @@ class _Marks(_InboxTable):
             rows = []
             for key, item_id, end in found:
                 mark = key[len(self.adapter.shards[0]) + 2 :]
-                if mark != short_mark(item_id.decode()):
-                    text = urlsafe_b64encode(mark).rstrip(b"=").decode()
-                    rows.append((text, item_id.decode(), int(end)))
+                if mark.hex() != item_id.replace(b"-", b"").decode():
+                    rows.append((_mark_text(mark), item_id.decode(), int(end)))
             yield rows
             if cursor == b"0":
                 return
@@ -191,8 +190,13 @@ class _Marks(_InboxTable):
         except ValueError:
             mark = b""
         # Its first byte is the shard of its session: see `mark_of`.
-        shard = self.adapter.shards[mark[0] % SHARDS if mark else 0]
-        return b"%bm:%b" % (shard.encode(), mark)
+        shard = self.adapter.shards[mark[0] % SHARDS if mark else 0].encode()
+        # The decoder skips what is no base64.
+        return b"%bm:%b" % (shard, mark if _mark_text(mark) == text else b"")
+
+
+def _mark_text(mark: bytes) -> str:
+    return urlsafe_b64encode(mark).rstrip(b"=").decode()
 
 
 class _Claims(_InboxTable):
