@@ -589,8 +589,8 @@ class InboxAdapter(Adapter, ABC):
         row = failed()
         self._each([row.session], revive)
 
-    def discard(self, item_id: str) -> bool:
-        """Remove an item that waits, also for another attempt, or has failed; false if it runs.
+    def discard(self, item_id: str) -> Cancelled:
+        """Remove an item that waits, also for another attempt, or has failed; none that runs.
 
         Raises:
             NotFound: there is no such item.
@@ -599,16 +599,19 @@ class InboxAdapter(Adapter, ABC):
         if row is None:
             raise NotFound(f"there is no item {item_id!r}")
         if row.error is not None:
-            return self.remove_failed(item_id)
+            removed = self.remove_failed(item_id)
+            return _discarded((Happening("cancelled", row.session, (item_id,)),) if removed else ())
 
-        def discard(change: Change) -> bool:
-            found = rules.discard(change, item_id) is not None
-            # What waited behind it may be due now.
-            change.notify = change.notify or (found and change.due_at_ms is not None)
-            return found
+        def discard(change: Change) -> tuple[Happening, ...]:
+            entry = rules.discard(change, item_id)
+            if entry is not None:
+                change.events.append(("cancelled", [entry], 0))
+                # What waited behind it may be due now.
+                change.notify = change.notify or change.due_at_ms is not None
+            return self._happened(change)
 
-        (removed,) = self._each([row.session], discard)
-        return bool(removed)
+        (happened,) = self._each([row.session], discard)
+        return _discarded(happened)
 
     # -- batches -----------------------------------------------------------------------------------
 
@@ -816,6 +819,10 @@ def mark_of(key: str, external_id: str) -> bytes:
 def short_mark(item_id: str) -> bytes:
     """The mark of an item without an external id: that of its id alone."""
     return bytes.fromhex(item_id.replace("-", ""))
+
+
+def _discarded(happened: tuple[Happening, ...]) -> Cancelled:
+    return Cancelled(len(happened), (), happened)
 
 
 def item_row(key: str, entry: Entry, item: NewItem) -> ItemRow:

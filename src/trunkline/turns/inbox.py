@@ -138,6 +138,11 @@ class Inbox(Store[InboxAdapter]):
         self._counts: Counter[str] = Counter()
 
     @property
+    def own_policy(self) -> TurnPolicy | None:
+        """The policy that it was given."""
+        return self._policy
+
+    @property
     def policy(self) -> TurnPolicy:
         """How items become turns: its own, or that of the `Turns` which was started last."""
         return self._adapter.policy
@@ -200,7 +205,11 @@ class Inbox(Store[InboxAdapter]):
         self._report(accepted.outcome, key, items=(accepted.item_id,), happened=accepted.happened)
         if runner is not None:
             runner.cancel_turns(accepted.ended)
-            await runner.refresh(accepted.joins)
+            try:
+                await runner.refresh(accepted.joins)
+            except BaseException:
+                runner.refresh_soon(accepted.joins)
+                raise
         return Receipt(accepted.item_id, accepted.outcome, accepted.waiting)  # type: ignore[arg-type]
 
     async def waiting(self, session_key: AnySessionKey) -> int:
@@ -235,7 +244,7 @@ class Inbox(Store[InboxAdapter]):
         self._wake()
 
     async def discard(self, item_id: str) -> bool:
-        """Remove an item that waits or has failed.
+        """Remove an item that waits, also for another attempt, or has failed.
 
         Returns:
             False if it runs now, and so was not removed.
@@ -243,7 +252,10 @@ class Inbox(Store[InboxAdapter]):
         Raises:
             NotFound: there is no such item.
         """
-        return await self._write(None, InboxAdapter.discard, item_id)
+        discarded = await self._write(None, InboxAdapter.discard, item_id)
+        self._report_happened(discarded.happened)
+        self._wake()
+        return discarded.count > 0
 
     async def cancel(self, session_key: AnySessionKey, waiting: bool = True) -> int:
         """End the running turn of a session, in whichever process it runs.
@@ -311,6 +323,10 @@ class Inbox(Store[InboxAdapter]):
     async def ask(self, key: str | None, method: Callable[..., R], *args: Any) -> R:
         """Call a method of the adapter; if its reply is lost, once more."""
         return await self._repeated(lambda: self._write(key, method, *args))
+
+    async def ask_once(self, key: str | None, method: Callable[..., R], *args: Any) -> R:
+        """Call a method of the adapter."""
+        return await self._write(key, method, *args)
 
     async def _repeated(self, call: Callable[[], Awaitable[R]]) -> R:
         try:

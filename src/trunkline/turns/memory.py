@@ -43,6 +43,8 @@ class MemoryInboxAdapter(InboxAdapter):
         self.namespace = namespace
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        #: The latest instant that the clock has shown.
+        self._latest_ms = 0
         #: Those of sessions, and those that have failed, in the order of their ids.
         self._rows: dict[str, ItemRow] = {}
         self._failed: dict[str, ItemRow] = {}
@@ -65,6 +67,7 @@ class MemoryInboxAdapter(InboxAdapter):
 
     def load(self, keys: Collection[str], marks: Mapping[bytes, str]) -> Loaded:
         now_ms = self._clock()
+        self._latest_ms = max(self._latest_ms, now_ms)
         sessions = {key: self._sessions[key] for key in keys if key in self._sessions}
         seen = {}
         for mark in marks:
@@ -152,10 +155,15 @@ class MemoryInboxAdapter(InboxAdapter):
         return later
 
     def recover(self) -> int:
-        for key in self._sessions:
-            self._due[key] = self._clock()
-            heappush(self._heap, (self._due[key], key))
-        return len(self._sessions)
+        now_ms, latest_ms = self._clock(), self._latest_ms
+        self._latest_ms = now_ms
+        if now_ms >= latest_ms:
+            return 0
+        late = [key for key, due_at_ms in self._due.items() if due_at_ms > now_ms]
+        for key in late:
+            self._due[key] = now_ms
+            heappush(self._heap, (now_ms, key))
+        return len(late)
 
     # -- items -------------------------------------------------------------------------------------
 

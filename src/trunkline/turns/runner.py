@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -67,6 +68,9 @@ _IDLE_WORKERS = 8
 #: A turn that has killed so many processes runs while no other such turn runs here.
 _SUSPECT = 2
 
+#: Turns of which something is remembered before they are known.
+_MOST_EARLY = 256
+
 #: Characters of an error that are stored.
 _LONGEST_ERROR = 2_000
 
@@ -121,7 +125,7 @@ class Turns(Service):
             raise ConfigurationError(f"a handler is an async function of a turn, not {handler!r}")
         self.name = name
         self.inbox = inbox
-        self.policy = TurnPolicy() if policy is None else policy
+        self.policy = policy or inbox.own_policy or TurnPolicy()
         self.max_running = require_positive("max_running", max_running)
         self.lease_ms = require_positive("lease_ms", lease_ms)
         self.stop_timeout_ms = require_non_negative("stop_timeout_ms", stop_timeout_ms)
@@ -226,6 +230,8 @@ class _Running:
         "began_at",
         "begun",
         "deadline",
+        "has_ended",
+        "has_joins",
         "has_returned",
         "is_cancelled_at",
         "is_reported",
@@ -250,6 +256,10 @@ class _Running:
         #: Whether the handler returned, how long it has run, and since when it runs.
         self.has_returned = False
         self.run_ms = 0
+        #: Whether the handler has ended, and the store is to hear of it.
+        self.has_ended = False
+        #: Whether items came that may join, before there was a turn to join.
+        self.has_joins = False
         self.began_at = 0.0
         #: When it counts as stuck.
         self.stuck_at = float("inf")
@@ -265,8 +275,11 @@ class _Running:
         return [] if self.turn is None else self.turn.unstored()
 
     def cancel(self, reason: Reason) -> None:
-        if not self.reason or reason == "lost":
+        if reason == "lost":
             self.reason = reason
+        if self.has_ended:
+            return  # too late for anything else
+        self.reason = self.reason or reason
         if not self.is_cancelled_at:
             self.is_cancelled_at = monotonic()
             self.stuck_at = self.is_cancelled_at + _STUCK_SECONDS
@@ -322,6 +335,15 @@ class Runner:
         self._dead: list[str] = []
         self._to_forget: list[tuple[str, str]] = []
         self._is_noticed = False
+        #: Whether the store is to look for due times of a clock that went back.
+        self._must_recover = False
+        #: Whether the store may have begun a turn for a call whose caller was cancelled.
+        self._may_have_orphans = False
+        #: Turns whose first reply has yet to come, which were cancelled or got items that may join.
+        self._early: dict[str, Literal["ended", "joins"]] = {}
+        self._turn_ended = anyio.Event()
+        #: Whether turns that the store cannot be told of are left to others.
+        self._gives_up = False
         self._failure: Exception | None = None
         self._is_broken = False
         self.started_at: float | None = None
@@ -349,6 +371,8 @@ class Runner:
         if claimant.is_free:
             self._reserved -= 1
         if accepted is None:
+            self._may_have_orphans = True
+            self._wake.set()
             return
         if accepted.begun is not None:
             self._launch(accepted.begun)
@@ -360,6 +384,8 @@ class Runner:
             running = self._running.get(turn_id)
             if running is not None:
                 self._lose(running, TurnLost(f"turn {turn_id} was cancelled or interrupted"))
+            else:
+                self._note_early(turn_id, "ended")
 
     async def refresh(self, turn_ids: Sequence[str]) -> None:
         """Tell turns that run here what may join them."""
@@ -367,6 +393,13 @@ class Runner:
             running = self._running.get(turn_id)
             if running is not None:
                 await self._refresh(running)
+            else:
+                self._note_early(turn_id, "joins")
+
+    def refresh_soon(self, turn_ids: Sequence[str]) -> None:
+        """The same, for a caller that is cancelled."""
+        if self._tasks is not None and turn_ids:
+            self._tasks.start_soon(self.refresh, turn_ids)
 
     def wake(self) -> None:
         """Look at the store: something may have changed."""
@@ -423,12 +456,13 @@ class Runner:
                 await self._leave()
 
     async def _leave(self) -> None:
+        owner_id = self._owner.id
         try:
-            if self._running or self._is_broken:
-                # What was not ended is given to others as that of a dead process.
-                await self.inbox.ask(None, InboxAdapter.bury, self._owner.id, _LOT)
+            # What a bug has left, or was begun for a call whose caller was cancelled.
+            if await self.inbox.ask(None, InboxAdapter.sessions_of, owner_id, 1):
+                await self._bury(owner_id)
             else:
-                await self.inbox.ask(None, InboxAdapter.unregister, self._owner.id)
+                await self.inbox.ask(None, InboxAdapter.unregister, owner_id)
         except TrunklineError as error:
             _log.debug("owner_not_removed", owner=self._owner.id, error=repr(error))
 
@@ -440,15 +474,16 @@ class Runner:
                 await self._settled()
         for running in [*self._running.values()]:
             running.cancel("crash" if self._is_broken else "stop")
+        self._gives_up = True
         while self._running:
             await self._settled()
         while self._idle:
             self._idle.pop().give(None)
 
     async def _settled(self) -> None:
-        self._wake = anyio.Event()
+        self._turn_ended = anyio.Event()
         with anyio.move_on_after(0.1):
-            await self._wake.wait()
+            await self._turn_ended.wait()
 
     async def _watch(self) -> None:
         try:
@@ -468,7 +503,7 @@ class Runner:
             self._end_overdue(now)
             if now >= scan_at:
                 scan_at = now + lease / 2
-                self._has_backlog = True
+                self._has_backlog = self._must_recover = True
             try:
                 await self._look_after()
                 if not self._is_stopping and (self._has_backlog or self._due_at <= now):
@@ -488,14 +523,31 @@ class Runner:
         while self._dead:
             await self._bury(self._dead[-1])
         while self._to_forget:
-            key, turn_id = self._to_forget[-1]
+            key, turn_id = self._to_forget[0]
             await self.inbox.ask(key, InboxAdapter.forget, key, turn_id)
-            self._to_forget.pop()
+            del self._to_forget[0]
             self._has_backlog = True
+        if self._may_have_orphans:
+            self._may_have_orphans = False
+            await self._find_orphans()
+        if self._must_recover:
+            await self.inbox.ask(None, InboxAdapter.recover)
+            self._must_recover = False
         if self._is_noticed:
             self._is_noticed = False
             if self._running:
                 await self._check_running()
+
+    async def _find_orphans(self) -> None:
+        """Give back the turns that the store has begun for calls whose callers were cancelled."""
+        before = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
+        # A reply that is on its way arrives meanwhile.
+        await anyio.sleep(_FIRST_PAUSE)
+        after = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
+        for turn_id, (key, _) in after.claims.items():
+            if turn_id in before.claims and turn_id not in self._running:
+                await self.inbox.ask(key, InboxAdapter.forget, key, turn_id)
+                self._has_backlog = True
 
     async def _claim(self) -> None:
         """Begin what is due, as far as there is room."""
@@ -610,16 +662,27 @@ class Runner:
         """Run a turn that the store has begun for this process."""
         if self._tasks is None:
             return  # it is given back with the owner
-        timeout = self._turns.policy.turn_timeout_ms / 1000
+        timeout = self.inbox.policy.turn_timeout_ms / 1000
         self._running[begun.id] = running = _Running(begun, monotonic() + timeout)
         self._urgent += begun.urgent
         self._suspects += begun.deaths >= _SUSPECT
+        early = self._early.pop(begun.id, None) if self._early else None
+        if early == "ended":
+            self._lose(running, TurnLost(f"turn {begun.id} was cancelled or interrupted"))
+        running.has_joins = early == "joins"
         if self._is_stopping:
             running.cancel("stop")
         if self._idle:
             self._idle.pop().give(running)
         else:
             self._tasks.start_soon(self._work, running)
+
+    def _note_early(self, turn_id: str, what: Literal["ended", "joins"]) -> None:
+        """Remember this for `_launch`. Most of them are turns of other processes."""
+        if self._early.get(turn_id) != "ended":
+            self._early[turn_id] = what
+        if len(self._early) > _MOST_EARLY:
+            del self._early[next(iter(self._early))]
 
     async def _work(self, running: _Running | None) -> None:
         """A worker: run a turn, and then others for as long as there are some.
@@ -646,8 +709,10 @@ class Runner:
             del self._running[begun.id]
             self._urgent -= begun.urgent
             self._suspects -= begun.deaths >= _SUSPECT
-            if self._has_backlog or self._is_stopping:
+            if self._has_backlog:
                 self._wake.set()
+            if self._is_stopping:
+                self._turn_ended.set()
         self.inbox.report_happened(claimed.happened)
         self._note_due(claimed.due_in_ms)
         for following in claimed.begun:
@@ -669,13 +734,20 @@ class Runner:
             try:
                 running.turn = turns.make_turn(self, begun)
                 running.turn.early_loss(running.loss)
-                if begun.attempt > turns.policy.max_attempts:
+                if begun.attempt > self.inbox.policy.max_attempts:
                     # It has killed as many processes as it may.
                     raise _Died(begun.error)
+                if running.has_joins and self._tasks is not None:
+                    self._tasks.start_soon(self._refresh, running)
                 await turns.handler(running.turn)
                 running.has_returned = True
             except Exception as raised:
                 error = raised
+            except CancelledError as raised:
+                if running.scope.cancel_called:
+                    raise
+                error = _stray(raised)
+        running.has_ended = True
         running.run_ms = int((monotonic() - running.began_at) * 1000)
         turns.runs.add(running.run_ms)
         if error is None and running.turn is not None:
@@ -687,7 +759,7 @@ class Runner:
         pause, again = _FIRST_PAUSE, False
         while True:
             try:
-                if running.reason == "lost" or isinstance(error, TurnLost):
+                if running.reason == "lost":
                     return await self._end(running)
                 if running.reason == "crash" and not running.has_returned:
                     return Claimed()  # the owner is buried, and its turns with it
@@ -695,7 +767,7 @@ class Runner:
                     return await self._give_back(running)
                 if running.reason == "timeout":
                     error = error or TimeoutError(
-                        f"the handler ran longer than {self._turns.policy.turn_timeout_ms} ms"
+                        f"the handler ran longer than {self.inbox.policy.turn_timeout_ms} ms"
                     )
                 if error is not None:
                     return await self._fail(running, error)
@@ -704,13 +776,16 @@ class Runner:
                 running.reason, running.loss = "lost", loss
             except StoreUnavailable as away:
                 _log.debug("inbox_away", turns=self._turns.name, error=repr(away))
+                if self._gives_up:
+                    return Claimed()  # others take the turn over, as that of a dead process
                 again = True
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _finish(self, running: _Running, again: bool) -> Claimed:
         session = running.begun.session
-        claimed = await self.inbox.ask(
+        # Not repeated by `ask`: it has to know that it is.
+        claimed = await self.inbox.ask_once(
             session,
             InboxAdapter.finish,
             session,
@@ -724,7 +799,7 @@ class Runner:
         return claimed
 
     async def _fail(self, running: _Running, error: Exception) -> Claimed:
-        begun, policy = running.begun, self._turns.policy
+        begun, policy = running.begun, self.inbox.policy
         is_final = running.turn is not None and running.turn.fatal is not None
         if is_final or begun.attempt >= policy.max_attempts:
             await self._report_failure(running, error)
@@ -811,6 +886,7 @@ class Runner:
         except TrunklineError:
             return
         else:
+            running.has_joins = running.turn is None
             if running.turn is not None:
                 running.turn.join([self.inbox.item(row, running.begun.attempt) for row in rows])
 
@@ -823,17 +899,19 @@ class Runner:
     # -- deadlines ---------------------------------------------------------------------------------
 
     def _next_deadline(self) -> float:
-        return (
-            min(
+        return min(
+            [
                 (one.deadline if not one.is_cancelled_at else one.stuck_at)
                 for one in self._running.values()
-            )
-            if self._running
-            else float("inf")
+                if not one.has_ended
+            ],
+            default=float("inf"),
         )
 
     def _end_overdue(self, now: float) -> None:
         for running in self._running.values():
+            if running.has_ended:
+                continue
             if not running.is_cancelled_at:
                 if now >= running.deadline:
                     running.cancel("timeout")
@@ -846,6 +924,18 @@ class Runner:
 
 class _Died(Exception):
     """The processes that ran a turn have died."""
+
+
+def _stray(cancelled: CancelledError) -> Exception:
+    """What a handler failed with that was cancelled although nobody has cancelled its turn.
+
+    asyncio's `CancelledError` is also raised by awaiting another task that was cancelled.
+    """
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+    error = RuntimeError("the handler was cancelled, or awaited a task that was")
+    return error.with_traceback(cancelled.__traceback__)
 
 
 def _ids(begun: Begun) -> tuple[str, ...]:

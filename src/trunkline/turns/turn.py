@@ -12,6 +12,7 @@ from trunkline.errors import ConfigurationError, TurnLost
 from trunkline.routing.key import SessionKey
 from trunkline.turns.adapter import Begun, InboxAdapter
 from trunkline.turns.item import Item
+from trunkline.validation import text_problem
 
 if TYPE_CHECKING:
     from trunkline.turns.runner import Runner
@@ -23,6 +24,9 @@ Ts = TypeVarTuple("Ts")
 
 #: The largest result of a step, in bytes as it is stored.
 _LARGEST_STEP = 1_000_000
+
+#: Longer names would not fit into the index of every database.
+_LONGEST_NAME = 1_000
 
 
 class Turn:
@@ -55,7 +59,9 @@ class Turn:
         self.resumed = tuple([item for item in self.items if item.id in begun.resumed])
         # Results of steps by name, as they are stored.
         self._steps = dict(begun.steps)
+        # How often this attempt used a name, and what its steps are stored under.
         self._uses: Counter[str] = Counter()
+        self._used: set[str] = set()
         self._under_way: set[str] = set()
         # Items that may join: those that an earlier attempt took come first.
         self._journal = [inbox.item(row, begun.attempt) for row in begun.taken]
@@ -76,7 +82,7 @@ class Turn:
 
         Another attempt of this turn gets the stored result, and does not run it again. It may run
         twice if the process dies between its effect and the record. The second use of a name in a
-        turn is `name#2`.
+        turn is `name#2`; one that raised is no use.
 
         Args:
             name: what the result is stored under.
@@ -86,7 +92,8 @@ class Turn:
         Raises:
             TurnLost: the turn was cancelled, interrupted or taken over.
             RuntimeError: a step of this name runs at this moment.
-            ConfigurationError: the result cannot be stored; the turn fails at once.
+            ConfigurationError: the name or the result cannot be stored; because of a result, the
+                turn fails at once.
             StoreUnavailable: the result could not be stored.
         """
         key = self._name_of(name)
@@ -98,6 +105,10 @@ class Turn:
         try:
             result = await function(*args)
             await self._record(key, result)
+        except BaseException:
+            self._uses[name] -= 1
+            self._used.discard(key)
+            raise
         finally:
             self._under_way.discard(name)
         return result
@@ -189,8 +200,19 @@ class Turn:
     def _name_of(self, name: str) -> str:
         if name in self._under_way:
             raise RuntimeError(f"step {name!r} runs already: give steps at once names of their own")
+        problem = text_problem(name) if isinstance(name, str) else "is no str"
+        if problem is None and len(name.encode()) > _LONGEST_NAME:
+            problem = f"is longer than {_LONGEST_NAME} bytes"
+        if problem is not None:
+            raise ConfigurationError(f"the name of a step {name!r:.80} {problem}")
         self._uses[name] += 1
-        return name if self._uses[name] == 1 else f"{name}#{self._uses[name]}"
+        uses = self._uses[name]
+        key = name if uses == 1 else f"{name}#{uses}"
+        while key in self._used:  # another step has this very name
+            uses += 1
+            key = f"{name}#{uses}"
+        self._used.add(key)
+        return key
 
     async def _record(self, key: str, result: object) -> None:
         inbox = self._runner.inbox

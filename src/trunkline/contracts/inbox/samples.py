@@ -159,8 +159,11 @@ class Box:
         await self.call(None, InboxAdapter.retry, item_id)
 
     async def discard(self, item_id: str) -> bool:
-        removed: bool = await self.call(None, InboxAdapter.discard, item_id)
-        return removed
+        discarded: Cancelled = await self.call(None, InboxAdapter.discard, item_id)
+        assert [(one.name, one.item_ids) for one in discarded.happened] == [
+            ("cancelled", (item_id,))
+        ] * discarded.count
+        return discarded.count == 1
 
     # -- turns -------------------------------------------------------------------------------------
 
