@@ -11,11 +11,17 @@ from typing import Any
 import anyio
 from aiogram import Bot, Dispatcher
 from aiogram.fsm.storage.base import StorageKey
-from aiogram.types import Message
+from aiogram.methods import GetUpdates
+from aiogram.types import Message, Update
 
+from tests.integrations.test_aiogram_dispatcher import Telegram
 from tests.servers.writer import Journal, processes
 from trunkline import FSMStore, Trunkline
-from trunkline.integrations.aiogram import TrunklineMiddleware, TrunklineStorage
+from trunkline.integrations.aiogram import (
+    TrunklineMiddleware,
+    TrunklineStorage,
+    TrunklineTurns,
+)
 
 #: Conversations, each of which both processes change at about the same time.
 KEYS = [StorageKey(bot_id=1, chat_id=number, user_id=7) for number in range(1_600)]
@@ -122,11 +128,77 @@ def hold_updates(url: str, path: Path, all_acknowledged: Any) -> None:
     anyio.run(main)
 
 
+def lose_updates(url: str, path: Path, way: str, all_acknowledged: Any) -> None:
+    """Ten messages of each of three chats are acknowledged, and no handler ever ends."""
+
+    class Acknowledging(Telegram):
+        """Notes the updates that polling has confirmed."""
+
+        async def make_request(self, bot: Bot, method: Any, timeout: int | None = None) -> Any:
+            if isinstance(method, GetUpdates) and method.offset == len(self.updates):
+                note_all()
+            return await super().make_request(bot, method, timeout)
+
+    def note_all() -> None:
+        for update in updates:
+            assert update.message is not None
+            journal.write(update.message.text)
+        all_acknowledged.set()
+
+    async def main() -> None:
+        dispatcher = Dispatcher()
+        TrunklineTurns(Trunkline(url, fsm=None, signal=None)).setup(dispatcher)
+
+        @dispatcher.message()
+        async def on_message(message: Message) -> None:
+            await anyio.sleep_forever()
+
+        if way == "polling":
+            await dispatcher.start_polling(bot, handle_signals=False)
+        await dispatcher.emit_startup(bot=bot)
+        for update in updates:
+            await dispatcher.feed_webhook_update(bot, update)
+        note_all()
+        await anyio.sleep_forever()
+
+    journal, telegram = Journal(path), Acknowledging()
+    bot = Bot(BOT.token, session=telegram)
+    updates = telegram.updates = [
+        Update.model_validate(_text(number, number % 3, f"{number % 3}:{number // 3}"))
+        for number in range(30)
+    ]
+    anyio.run(main)
+
+
+def count_handled(url: str, path: Path) -> None:
+    """A bot that is started again, to which Telegram sends nothing more."""
+
+    async def main() -> None:
+        dispatcher, journal = Dispatcher(), Journal(path)
+        turns = TrunklineTurns(Trunkline(url, fsm=None, signal=None))
+        turns.setup(dispatcher)
+
+        @dispatcher.message()
+        async def on_message(message: Message) -> None:
+            journal.write(message.text)
+
+        await dispatcher.emit_startup(bot=BOT)
+        with anyio.fail_after(100):
+            await turns.turns.idle()
+        await dispatcher.emit_shutdown(bot=BOT)
+
+    anyio.run(main)
+
+
 BOT = Bot("1:AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII")
 
 
 def _update(number: int) -> dict[str, Any]:
+    return _text(number, 7, f"hello {number}")
+
+
+def _text(number: int, chat_id: int, text: str) -> dict[str, Any]:
     user = {"id": 7, "is_bot": False, "first_name": "Ada"}
-    chat = {"id": 7, "type": "private", "first_name": "Ada"}
-    said = {"message_id": number, "date": 1, "chat": chat, "from": user, "text": f"hello {number}"}
+    chat = {"id": chat_id, "type": "private", "first_name": "Ada"}
+    said = {"message_id": number, "date": 1, "chat": chat, "from": user, "text": text}
     return {"update_id": number, "message": said}
