@@ -8,41 +8,15 @@ from time import monotonic
 import anyio
 import pytest
 
-from tests.servers.writer import Journal, read_journal
-from tests.turns.worker import Bot, Histories, accept_at_random, session
+from tests.servers.writer import Journal
+from tests.turns.faults import accept, begun, counts, finished, wait_until
+from tests.turns.worker import Bot, Histories, accept_at_random
 from trunkline import Inbox
 from trunkline.turns import InboxCounts
 
 pytestmark = pytest.mark.slow
 
 LEASE_MS = 1_000
-
-
-async def accept(url, *payloads, name="room"):
-    async with Inbox(url) as inbox:
-        for payload in payloads:
-            await inbox.accept(session(name), payload, external_id=payload)
-
-
-async def counts(url) -> InboxCounts:
-    async with Inbox(url) as inbox:
-        return await inbox.counts()
-
-
-def wait_until(condition, seconds=30.0):
-    deadline = monotonic() + seconds
-    while not (found := condition()):
-        assert monotonic() < deadline, "it never happened"
-        anyio.run(anyio.sleep, 0.01)
-    return found
-
-
-def begun(bot):
-    return [entry for entry in read_journal(bot.journal) if entry[0] == "begin"]
-
-
-def finished(bot):
-    return [entry for entry in read_journal(bot.journal) if entry[0] == "finished"]
 
 
 @pytest.mark.parametrize("successor", ["restarted", "living"])

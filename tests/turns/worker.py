@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import anyio
@@ -32,6 +33,8 @@ class Bot:
         journal: what it notes: see `serve`.
         kind: what its handler does: see `_HANDLERS`.
         policy: fields of its `TurnPolicy`.
+        namespace: of the inbox.
+        backend: the event loop.
         options: of its `Turns`.
     """
 
@@ -42,13 +45,15 @@ class Bot:
         kind: str = "brief",
         *,
         policy: dict[str, Any] | None = None,
+        namespace: str = "default",
         backend: str = "asyncio",
         **options: Any,
     ) -> None:
         self.journal = journal
         self._ready = processes.Event()
         self._process = processes.Process(
-            target=serve, args=(url, journal, kind, self._ready, policy or {}, backend, options)
+            target=serve,
+            args=(url, journal, kind, self._ready, policy or {}, namespace, backend, options),
         )
         self.ended_at: float | None = None
 
@@ -73,6 +78,15 @@ class Bot:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The process stands still inside."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def join(self, seconds: float = 30) -> int | None:
         self._process.join(seconds)
         return self._process.exitcode
@@ -88,6 +102,7 @@ def serve(
     kind: str,
     ready: Any,
     policy: dict[str, Any],
+    namespace: str,
     backend: str,
     options: dict[str, Any],
 ) -> None:
@@ -112,9 +127,15 @@ def serve(
                 room, turn_items = event.session_key.room_id, list(event.items)
                 journal.write(event.name, room, turn_items, event.attempt, monotonic())
 
-        async with Inbox(url) as inbox:
+        def on_failed(turn: Any, error: Exception) -> None:
+            payloads = [item.payload for item in turn.items]
+            journal.write("on_failed", turn.session_key.room_id, payloads, repr(error))
+
+        async with Inbox(url, namespace=namespace) as inbox:
             inbox.events.subscribe(note)
-            async with Turns(inbox, handle, TurnPolicy(**policy), **options) as turns:
+            async with Turns(
+                inbox, handle, TurnPolicy(**policy), on_failed=on_failed, **options
+            ) as turns:
                 ready.set()
                 await turns.serve()
         journal.close()
@@ -139,35 +160,42 @@ async def _endless_at_first(turn: Any, _journal: Journal) -> None:
 async def _poison(turn: Any, _journal: Journal) -> None:
     """An item that kills its process, beside others that take a while."""
     if any(item.payload == "poison" for item in turn.items):
-        await anyio.sleep(0.1)
+        await anyio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
-    await anyio.sleep(0.3)
+    await anyio.sleep(0.12)
 
 
-async def _steps(turn: Any, journal: Journal) -> None:
-    """A turn that sleeps through a signal, and then tries all that a turn may do."""
+async def _late(turn: Any, journal: Journal) -> None:
+    """The first attempt lasts until it is cancelled, and then tries all that a turn may do."""
+    await turn.step("which attempt was first", _text, str(turn.attempt))
+    if turn.attempt > 1:
+        return
     try:
-        await anyio.sleep(1.0)
-    except BaseException:
-        for name, attempt in (("step", turn.step("late", _nothing)),):
-            with anyio.CancelScope(shield=True):
-                try:
-                    await attempt
-                except TurnLost:
-                    journal.write("refused", turn.session_key.room_id, name)
-                else:
-                    journal.write("allowed", turn.session_key.room_id, name)
-        raise
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            try:
+                await turn.step("late", _text, "late")
+            except TurnLost:
+                journal.write("refused", turn.session_key.room_id)
+            else:
+                journal.write("allowed", turn.session_key.room_id)
+
+
+async def _late_return(turn: Any, _journal: Journal) -> None:
+    """The first attempt swallows its cancellation, and returns as if nothing had been."""
+    if turn.attempt == 1:
+        with suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep_forever()
 
 
 async def _blocking(_turn: Any, _journal: Journal) -> None:
-    """It blocks the event loop for two leases of 500 ms."""
-    import time
-
-    time.sleep(1.0)  # noqa: ASYNC251
+    """It blocks the event loop for two leases of a second."""
+    sleep(2.0)  # noqa: ASYNC251 (that is the point)
 
 
-async def _nothing() -> None: ...
+async def _text(text: str) -> str:
+    return text
 
 
 _HANDLERS = {
@@ -175,7 +203,8 @@ _HANDLERS = {
     "slow": _slow,
     "endless at first": _endless_at_first,
     "poison": _poison,
-    "steps": _steps,
+    "late": _late,
+    "late return": _late_return,
     "blocking": _blocking,
 }
 

@@ -491,11 +491,15 @@ class InboxAdapter(Adapter, ABC):
         def take_turns(change: Change) -> tuple[list[Begun], tuple[Happening, ...], int | None]:
             # Not those of an earlier look, which another process has overtaken.
             del counts[change.key]
+            nonlocal claimant
             started = []
             while counts.total() < limit:
                 claim = rules.begin(change, claimant)
                 if claim is None:
                     break
+                if claim.deaths >= 2:
+                    # One at a time: see `Claimant.takes_suspects`.
+                    claimant = msgspec.structs.replace(claimant, takes_suspects=False)
                 found = self._begun(change, claim)
                 assert found is not None
                 started.append(found)

@@ -364,7 +364,7 @@ class Runner:
         is_free = self._free > 0 and not self._has_backlog
         if is_free:
             self._reserved += 1
-        return Claimant(self._owner.id, is_free, not self._has_suspect)
+        return Claimant(self._owner.id, is_free)
 
     def settle(self, claimant: Claimant, accepted: Accepted | None) -> None:
         """What came of a call that had room reserved."""
@@ -708,7 +708,9 @@ class Runner:
         finally:
             del self._running[begun.id]
             self._urgent -= begun.urgent
-            self._suspects -= begun.deaths >= _SUSPECT
+            if begun.deaths >= _SUSPECT:
+                self._suspects -= 1
+                self._has_backlog = True  # the next one may run now
             if self._has_backlog:
                 self._wake.set()
             if self._is_stopping:
@@ -862,7 +864,7 @@ class Runner:
         if self._is_stopping or self._failure is not None:
             return None
         is_free = not self._has_backlog and self._free >= 0
-        return Claimant(self._owner.id, is_free, not self._has_suspect)
+        return Claimant(self._owner.id, is_free)
 
     async def _journal(self, turn: Turn) -> None:
         taken = turn.unstored()

@@ -185,8 +185,9 @@ class Claimant(msgspec.Struct, frozen=True, gc=False):
     owner: str
     #: Whether it has room for a turn. Urgent ones need none.
     is_free: bool = True
-    #: Whether it may run a turn that has killed two processes.
-    takes_suspects: bool = True
+    #: Whether it may run a turn that has killed two processes. Asked for by one call at a time, so
+    #: that no two such turns run beside each other.
+    takes_suspects: bool = False
 
 
 class NewItem(msgspec.Struct, frozen=True, gc=False):
