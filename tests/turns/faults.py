@@ -34,7 +34,7 @@ async def counts(url: str, namespace: str = "default") -> InboxCounts:
         return await inbox.counts()
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 60.0) -> T:
+def wait_until(condition: Callable[[], T], seconds: float = 30.0) -> T:
     """What `condition` returns, once it is true."""
     deadline = monotonic() + seconds
     while not (found := condition()):

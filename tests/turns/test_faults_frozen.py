@@ -41,10 +41,7 @@ def test_what_a_process_does_that_was_frozen_for_three_leases_does_not_stand(
                 one.signal(signal.SIGTERM)
                 assert one.join() == 0
     assert noted(first, "allowed") == []
-    assert [entry[4] for entry in begun(second)][0] == 2
-    assert [entry[1:3] for entry in finished(first)] == [["room", [finished(first)[0][2][0]]]] or (
-        finished(first) == []
-    )
+    assert begun(second)[0][3:5] == [["hi"], 2]
     histories = Histories([first, second])
     assert len(histories.finished) == len(set(histories.finished)) == 2
     assert anyio.run(counts, shared_url) == InboxCounts()

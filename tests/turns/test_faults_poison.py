@@ -5,9 +5,10 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from tests.turns.faults import counts, finished, noted, wait_until
+from tests.turns.faults import counts, noted, wait_until
 from tests.turns.worker import Bot, session
 from trunkline import Inbox
+from trunkline.turns import InboxCounts
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +27,21 @@ def test_a_poison_item_fails_and_none_of_63_innocents_does(shared_url, tmp_path)
     anyio.run(accept_all, shared_url)
     bots = []
 
-    def failures():
-        return [entry for bot in bots for entry in noted(bot, "on_failed")]
+    def all_noted(name):
+        return [entry for bot in bots for entry in noted(bot, name)]
 
-    def is_settled(bot):
-        return not bot.is_alive or len([one for bot in bots for one in finished(bot)]) == INNOCENTS
+    def is_over(bot):
+        done = len(all_noted("finished")) == INNOCENTS and all_noted("failed")
+        return done or not bot.is_alive
 
-    while not failures() or bots[-1].ended_at is not None:
-        bot = Bot(shared_url, tmp_path / str(len(bots)), "poison", lease_ms=2_000)
-        bots.append(bot)
+    is_alive = False
+    while not is_alive:
+        assert len(bots) < 4, "it killed more processes than it has attempts"
+        bots.append(bot := Bot(shared_url, tmp_path / str(len(bots)), "poison", lease_ms=2_000))
         with bot:
-            wait_until(lambda bot=bot: is_settled(bot) and (failures() or not bot.is_alive))
-            if bot.is_alive:
-                break
-        assert len(bots) <= 4, "it killed more processes than it has attempts"
-    assert anyio.run(counts, shared_url).failed == 1
-    assert [entry[1:3] for entry in failures()] == [["poison", ["poison"]]]
-    done = sorted(int(entry[1]) for bot in bots for entry in finished(bot))
-    assert done == list(range(INNOCENTS))
+            wait_until(lambda bot=bot: is_over(bot))
+            is_alive = bot.is_alive
+    assert anyio.run(counts, shared_url) == InboxCounts(failed=1)
+    (reported,) = all_noted("on_failed")
+    assert reported[1:3] == ["poison", ["poison"]]
+    assert sorted(int(entry[1]) for entry in all_noted("finished")) == list(range(INNOCENTS))

@@ -166,9 +166,8 @@ async def _poison(turn: Any, _journal: Journal) -> None:
 
 
 async def _late(turn: Any, journal: Journal) -> None:
-    """The first attempt lasts until it is cancelled, and then tries all that a turn may do."""
-    await turn.step("which attempt was first", _text, str(turn.attempt))
-    if turn.attempt > 1:
+    """The first attempt at "hi" lasts until it is cancelled, and then tries all that a turn may do."""
+    if turn.attempt > 1 or turn.items[0].payload != "hi":
         return
     try:
         await anyio.sleep_forever()
@@ -183,8 +182,8 @@ async def _late(turn: Any, journal: Journal) -> None:
 
 
 async def _late_return(turn: Any, _journal: Journal) -> None:
-    """The first attempt swallows its cancellation, and returns as if nothing had been."""
-    if turn.attempt == 1:
+    """The first attempt at "hi" swallows its cancellation, and returns as if nothing had been."""
+    if turn.attempt == 1 and turn.items[0].payload == "hi":
         with suppress(anyio.get_cancelled_exc_class()):
             await anyio.sleep_forever()
 
