@@ -166,7 +166,7 @@ async def _poison(turn: Any, _journal: Journal) -> None:
 
 
 async def _late(turn: Any, journal: Journal) -> None:
-    """The first attempt at "hi" lasts until it is cancelled, and then tries all that a turn may do."""
+    """The first attempt at "hi" lasts until it is cancelled, and then does a step."""
     if turn.attempt > 1 or turn.items[0].payload != "hi":
         return
     try:
