@@ -17,6 +17,7 @@ PACKAGES = (
     "aiosqlite",
     "asyncpg",
     "cashews",
+    "chat_sdk",
     "greenlet",
     "matplotlib",
     "psutil",
@@ -29,7 +30,7 @@ PACKAGES = (
 )
 
 #: The benchmarks of the stores; all others are of the router.
-STORES = {"test_fsm.py", "test_persistence.py", "test_signal.py"}
+STORES = {"test_fsm.py", "test_persistence.py", "test_signal.py", "test_turns.py"}
 
 
 def main() -> int:

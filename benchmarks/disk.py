@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
@@ -37,14 +38,23 @@ def look_at(folder: Path) -> Disk:
 
 
 def _time_fsync(folder: Path, times: int = 100) -> float:
+    return median(_time(os.fsync, folder, times)) / 1000
+
+
+def time_fdatasync(folder: Path, times: int) -> list[int]:
+    """How long it takes to write 4 KiB and have them on the disk, in ns, sorted."""
+    return sorted(_time(getattr(os, "fdatasync", os.fsync), folder, times))
+
+
+def _time(sync: Callable[[int], None], folder: Path, times: int) -> list[int]:
     file = os.open(folder / "fsync", os.O_CREAT | os.O_WRONLY)
     took = []
     try:
         for _ in range(times):
             started = perf_counter_ns()
             os.write(file, bytes(4096))
-            os.fsync(file)
+            sync(file)
             took.append(perf_counter_ns() - started)
     finally:
         os.close(file)
-    return median(took) / 1000
+    return took

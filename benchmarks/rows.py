@@ -24,6 +24,10 @@ SECTIONS = (
     "fsm, Valkey",
     "signal, memory",
     "signal, SQLite",
+    "turns, memory",
+    "turns, Valkey",
+    "turns, SQLite",
+    "turns, PostgreSQL",
 )
 
 
