@@ -141,13 +141,15 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
         now_ms, replies = self._ask_with_time(calls)
         self._loaded = {}
         sessions: dict[str, Session | TrunklineError] = {}
-        for key, (version, document) in zip(keys, replies, strict=False):
-            if version is None:
-                continue
-            session = sessions[key] = _session(key, document)
-            if isinstance(session, Session):
-                self._loaded[key] = _Stored(version, session.waiting_count, session.running_count)
-        known = zip(marks, replies[len(keys) :], strict=True)
+        for key, reply in zip(keys, replies, strict=False):
+            if isinstance(reply, TrunklineError):
+                sessions[key] = reply
+            elif reply[0] is not None:
+                session = sessions[key] = _session(key, reply[1])
+                if isinstance(session, Session):
+                    counts = (session.waiting_count, session.running_count)
+                    self._loaded[key] = _Stored(reply[0], *counts)
+        known = zip(marks, _unfailed(replies[len(keys) :]), strict=True)
         return Loaded(now_ms, sessions, {mark: raw.decode() for mark, raw in known if raw})
 
     def apply(
@@ -221,22 +223,24 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
             words += ("mark", mark, item_id, max(expiry_ms, 1))
         for item_id in change.revived:
             words += ("revive", item_id)
+        for item_id in change.removed:
+            words += ("remove", item_id)
+        for turn_id, owner in change.released.items():
+            words += ("release", turn_id, owner)
         for entry, item in change.added:
-            flags = ALONE * entry.alone + URGENT * entry.urgent
-            packed = packed_item(item.external_id, entry.accepted_at_ms, flags, item.payload)
-            words += ("add", entry.id, packed)
+            if entry.id not in change.removed:
+                flags = ALONE * entry.alone + URGENT * entry.urgent
+                packed = packed_item(item.external_id, entry.accepted_at_ms, flags, item.payload)
+                words += ("add", entry.id, packed)
         for item_id, payload in change.replaced.items():
-            words += ("replace", item_id, payload)
+            if item_id not in change.removed:
+                words += ("replace", item_id, payload)
         for (group, name), value in change.steps.items():
             words += ("step", group, f".{name}", value)
         for turn_id, owner in change.claimed.items():
             words += ("claim", turn_id, owner)
         for entry, attempts, error in change.failed:
             words += ("fail", entry.id, _encode((attempts, error)))
-        for item_id in change.removed:
-            words += ("remove", item_id)
-        for turn_id, owner in change.released.items():
-            words += ("release", turn_id, owner)
         for group in change.ended_groups:
             words += ("end", group)
         return words
@@ -431,18 +435,14 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
 
     def ask(self, calls: Sequence[Command | ScriptCall]) -> list[Any]:
         """Run commands and scripts in one round trip; raise the first error."""
-        replies = self.server.call_all(calls) if calls else []
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+        return _unfailed(self.server.call_all(calls)) if calls else []
 
     def _ask_with_time(self, calls: Sequence[Command]) -> tuple[int, list[Any]]:
-        """The server's clock, and what commands returned, in one round trip."""
+        """The server's clock, and what commands returned or raised, in one round trip."""
         if monotonic() < self._ahead_until:
-            return self.now_ms(), self.ask(calls)
-        *replies, time = self.ask([*calls, Command("TIME", ())])
-        self._set_clock(time)
+            return self.now_ms(), self.server.call_all(calls)
+        *replies, time = self.server.call_all([*calls, Command("TIME", ())])
+        self._set_clock(*_unfailed([time]))
         return self.now_ms(), replies
 
     def now_ms(self) -> int:
@@ -577,6 +577,14 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
 
     def namespaces(self) -> list[str]:
         return self.server.namespaces("trunkline:{*}:inbox:*")
+
+
+def _unfailed(replies: list[Any]) -> list[Any]:
+    """Replies of which none is an error; the first one is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 class _Wanted:

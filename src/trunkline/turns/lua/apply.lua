@@ -20,15 +20,12 @@ while ARGV[i] == 'revive' do
     i = i + 2
 end
 
--- What needs memory comes first: a script that has begun to remove may fill a server that is full.
+-- A server that is full refuses what needs memory, but only as the first write of a script: an
+-- accept is refused, and the end of a turn, which begins with what it removes, is not.
 i = 9
 while ARGV[i] == 'mark' do
     redis.call('SET', shard .. 'm:' .. ARGV[i + 1], ARGV[i + 2], 'PX', ARGV[i + 3])
     i = i + 4
-end
-if document ~= '' then
-    redis.call('HSET', hash, 'v', ARGV[3], 'd', document)
-    redis.call('ZADD', due, ARGV[5], session)
 end
 while i <= last do
     local what, id = ARGV[i], ARGV[i + 1]
@@ -70,6 +67,10 @@ while i <= last do
     elseif what == 'end' then
         redis.call('DEL', shard .. 'g:' .. id)
     end
+end
+if document ~= '' then
+    redis.call('HSET', hash, 'v', ARGV[3], 'd', document)
+    redis.call('ZADD', due, ARGV[5], session)
 end
 if ARGV[6] ~= '0' then redis.call('HINCRBY', shard .. 'counts', 'waiting', ARGV[6]) end
 if ARGV[7] ~= '0' then redis.call('HINCRBY', shard .. 'counts', 'running', ARGV[7]) end
