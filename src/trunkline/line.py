@@ -32,7 +32,7 @@ from trunkline.turns import Inbox, InboxAdapter, Receipt, TurnPolicy
 from trunkline.turns.runner import OnFailed
 from trunkline.validation import require_positive
 
-__all__ = ("Arrival", "LineStats", "Trunkline")
+__all__ = ("Arrival", "LineStats", "LineTurn", "LineTurns", "Trunkline")
 
 S = TypeVar("S", bound=Store[Any])
 
