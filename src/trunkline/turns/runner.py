@@ -330,6 +330,8 @@ class Runner:
         #: When to ask for turns that are due, on `time.monotonic`; and whether some wait by now.
         self._due_at = float("inf")
         self._has_backlog = True
+        #: When the clockwork looks at deadlines next.
+        self._looks_at = 0.0
         #: What the threads have found: processes that are dead, claims that nobody here knows, and
         #: whether another process has changed something.
         self._dead: list[str] = []
@@ -372,7 +374,7 @@ class Runner:
             self._reserved -= 1
         if accepted is None:
             self._may_have_orphans = True
-            self._wake.set()
+            self.wake()
             return
         if accepted.begun is not None:
             self._launch(accepted.begun)
@@ -473,7 +475,7 @@ class Runner:
             while self._running or self._reserved:
                 await self._settled()
         for running in [*self._running.values()]:
-            running.cancel("crash" if self._is_broken else "stop")
+            self._cancel(running, "crash" if self._is_broken else "stop")
         self._gives_up = True
         while self._running:
             await self._settled()
@@ -512,7 +514,8 @@ class Runner:
                 _log.debug("inbox_away", turns=self._turns.name, error=repr(error))
                 self._note_due(int(_LONGEST_PAUSE * 1000))
             self._wake = anyio.Event() if self._wake.is_set() else self._wake
-            wait = min(scan_at, self._due_at, self._next_deadline()) - monotonic()
+            self._looks_at = min(scan_at, self._due_at, self._next_deadline())
+            wait = self._looks_at - monotonic()
             if self._dead or (self._has_backlog and self._free > 0 and not self._is_stopping):
                 wait = min(wait, _FIRST_PAUSE)
             with anyio.move_on_after(max(wait, 0.001)):
@@ -671,7 +674,8 @@ class Runner:
             self._lose(running, TurnLost(f"turn {begun.id} was cancelled or interrupted"))
         running.has_joins = early == "joins"
         if self._is_stopping:
-            running.cancel("stop")
+            self._cancel(running, "stop")
+        self._look_by(running.deadline)
         if self._idle:
             self._idle.pop().give(running)
         else:
@@ -896,9 +900,18 @@ class Runner:
         running.loss = running.loss or loss
         if running.turn is not None:
             running.turn.lose(loss)
-        running.cancel("lost")
+        self._cancel(running, "lost")
+
+    def _cancel(self, running: _Running, reason: Reason) -> None:
+        running.cancel(reason)
+        self._look_by(running.stuck_at)
 
     # -- deadlines ---------------------------------------------------------------------------------
+
+    def _look_by(self, deadline: float) -> None:
+        if deadline < self._looks_at:
+            self._looks_at = deadline
+            self._wake.set()
 
     def _next_deadline(self) -> float:
         return min(
