@@ -74,5 +74,5 @@ async def running(url, handler, policy=None, *, inbox_options=None, **options):
 async def until(condition):
     """Wait until something is true that no event tells."""
     with anyio.fail_after(LIMIT):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (it may depend on another thread)
             await anyio.sleep(0.002)
