@@ -44,10 +44,10 @@ class TurnStats(msgspec.Struct, frozen=True):
 
     #: Turns that run in this process.
     running: int
-    #: Items and sessions in the inbox, as of the last look at the store.
+    #: Items and sessions in the inbox, as of the last look at the store: every half lease.
     waiting: int
     sessions: int
-    #: How long the turn that waits longest has waited.
+    #: How long the item that waits longest has waited, as of the same look.
     oldest_waiting_ms: int
     #: event → how often it happened in this process.
     events: dict[str, int]
@@ -68,5 +68,6 @@ class Window:
         ordered: Sequence[int] = sorted(self._values)
         if not ordered:
             return Quantiles()
-        last = len(ordered) - 1
-        return Quantiles(ordered[last // 2], ordered[last * 99 // 100])
+        count = len(ordered)
+        # The smallest value that so many percent do not exceed.
+        return Quantiles(ordered[-(-count * 50 // 100) - 1], ordered[-(-count * 99 // 100) - 1])

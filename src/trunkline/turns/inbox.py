@@ -284,6 +284,11 @@ class Inbox(Store[InboxAdapter]):
 
     # -- for turns -------------------------------------------------------------------------------
 
+    async def look(self) -> tuple[InboxCounts, int]:
+        """What `counts` returns, and for how many milliseconds the oldest item waits."""
+        counts = await self.counts()
+        return counts, await self._read(InboxAdapter.oldest_waiting_ms) if counts.waiting else 0
+
     def encode(self, what: str, value: object) -> bytes:
         """A payload or the result of a step as it is stored.
 

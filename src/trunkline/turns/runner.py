@@ -137,6 +137,7 @@ class Turns(Service):
         self.waits, self.runs = Window(), Window()
         #: What the inbox held at the last look at it.
         self._last_counts = InboxCounts()
+        self._oldest_waiting_ms = 0
 
     @property
     def events(self) -> Events:
@@ -155,11 +156,16 @@ class Turns(Service):
             0 if runner is None else runner.running_count,
             counts.waiting,
             counts.sessions,
-            0 if runner is None else runner.oldest_waiting_ms,
+            self._oldest_waiting_ms,
             dict(self.inbox.counted),
             self.waits.quantiles(),
             self.runs.quantiles(),
         )
+
+    async def look(self) -> None:
+        """Note what the inbox holds, for `stats`. The runner calls it every half lease."""
+        counts, oldest_waiting_ms = await self.inbox.look()
+        self._last_counts, self._oldest_waiting_ms = counts, oldest_waiting_ms
 
     async def cancel(self, session_key: AnySessionKey, waiting: bool = True) -> int:
         """End the running turn of a session and discard what waits: see `Inbox.cancel`."""
@@ -172,6 +178,7 @@ class Turns(Service):
             if runner is None or not runner.running_count:
                 self._last_counts = counts = await self.inbox.counts()
                 if not (counts.waiting or counts.running):
+                    self._oldest_waiting_ms = 0
                     return
             await anyio.sleep(_IDLE_SECONDS)
 
@@ -337,8 +344,8 @@ class Runner:
         self._dead: list[str] = []
         self._to_forget: list[tuple[str, str]] = []
         self._is_noticed = False
-        #: Whether the store is to look for due times of a clock that went back.
-        self._must_recover = False
+        #: Whether to look at the whole store: what it holds, and what a clock that went back hides.
+        self._must_scan = True
         #: Whether the store may have begun a turn for a call whose caller was cancelled.
         self._may_have_orphans = False
         #: Turns whose first reply has yet to come, which were cancelled or got items that may join.
@@ -349,7 +356,6 @@ class Runner:
         self._failure: Exception | None = None
         self._is_broken = False
         self.started_at: float | None = None
-        self.oldest_waiting_ms = 0
         #: Turns to give back: the store has them, and no reply brought them.
         self._unknown: Counter[str] = Counter()
 
@@ -505,7 +511,7 @@ class Runner:
             self._end_overdue(now)
             if now >= scan_at:
                 scan_at = now + lease / 2
-                self._has_backlog = self._must_recover = True
+                self._has_backlog = self._must_scan = True
             try:
                 await self._look_after()
                 if not self._is_stopping and (self._has_backlog or self._due_at <= now):
@@ -533,9 +539,10 @@ class Runner:
         if self._may_have_orphans:
             self._may_have_orphans = False
             await self._find_orphans()
-        if self._must_recover:
+        if self._must_scan:
+            self._must_scan = False
             await self.inbox.ask(None, InboxAdapter.recover)
-            self._must_recover = False
+            await self._turns.look()
         if self._is_noticed:
             self._is_noticed = False
             if self._running:

@@ -175,6 +175,15 @@ class Session(msgspec.Struct, array_like=True):
         return count
 
     @property
+    def every_waiting_entry(self) -> list[Entry]:
+        retrying = [claim for claim in self.claims if claim.state == RETRYING]
+        return [
+            *self.waiting,
+            *self.delayed,
+            *(entry for claim in retrying for entry in claim.every_entry),
+        ]
+
+    @property
     def running_count(self) -> int:
         return sum(claim.count for claim in self.claims if claim.state == RUNNING)
 

@@ -70,6 +70,28 @@ class ItemTests:
             assert row.error is not None
             assert row.error.startswith("ValueError('naïve ☃ ")
 
+    async def test_the_oldest_item_that_waits_is_known(
+        self, adapter: InboxAdapter, advance: Advance
+    ) -> None:
+        unit = self.unit_ms
+        async with open_box(adapter) as box:
+
+            async def oldest() -> int:
+                return await box.inbox._read(InboxAdapter.oldest_waiting_ms)
+
+            assert await oldest() == 0
+            await box.put("later", delay_ms=10 * unit)
+            await box.put_all("one", "telegram:bot:1")
+            await box.begin()
+            await advance(unit)
+            assert await oldest() == 0
+            await box.put_all("two", "telegram:bot:2")
+            await advance(2 * unit)
+            assert 2 * unit <= await oldest() < 3 * unit
+            await box.cancel("telegram:bot:2")
+            await advance(9 * unit)
+            assert 2 * unit <= await oldest() < 3 * unit
+
     async def test_a_list_has_pages(self, adapter: InboxAdapter) -> None:
         async with open_box(adapter) as box:
             ids = []
