@@ -31,7 +31,9 @@ def test_the_oldest_dependencies_are_tested_on_the_oldest_python():
 def test_every_dependency_has_a_lower_bound():
     extras = PROJECT["optional-dependencies"]
     requirements = [*PROJECT["dependencies"], *(one for names in extras.values() for one in names)]
-    assert not [one for one in requirements if ">=" not in one and not one.startswith("trunkline[")]
+    # A peer of the benchmarks whose interface changes is pinned.
+    loose = [one for one in requirements if not re.search("[>=]=", one)]
+    assert all(one.startswith("trunkline[") for one in loose), loose
 
 
 @pytest.mark.parametrize("script", ["run", "oldest"])
