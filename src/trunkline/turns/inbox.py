@@ -316,7 +316,7 @@ class Inbox(Store[InboxAdapter]):
         """An item of its row."""
         return Item(
             id=row.id,
-            session_key=SessionKey.parse(row.session),
+            session_key=parse_key(row.session),
             payload=self.decode(f"the payload of item {row.id}", row.payload),
             external_id=row.external_id,
             accepted_at_ms=row.accepted_at_ms,
@@ -380,9 +380,7 @@ class Inbox(Store[InboxAdapter]):
         self._counts[name] += 1
         if self.events.subscribers:
             self.events.publish(
-                TurnEvent(
-                    name=name, instance=self.name, session_key=SessionKey.parse(key), **fields
-                )
+                TurnEvent(name=name, instance=self.name, session_key=parse_key(key), **fields)
             )
 
     def _report(
@@ -451,6 +449,10 @@ def decode_payload(what: str, encoded: bytes, cipher: Cipher | None = None) -> A
     except Exception:
         pass  # its message may quote the value
     raise UnreadableRecord(f"{what} cannot be decoded")
+
+
+#: The session key that was stored as a text.
+parse_key = lru_cache(maxsize=16_384)(SessionKey.parse)
 
 
 @lru_cache(maxsize=16_384)

@@ -62,7 +62,7 @@ _IDLE_SECONDS = 0.02
 #: How long a process that stops tries to tell the others so, in seconds.
 _LEAVE_SECONDS = 1.0
 
-#: Workers that wait for a turn; others end.
+#: Workers that go on waiting for a turn while none runs; others end.
 _IDLE_WORKERS = 8
 
 #: A turn that has killed so many processes runs while no other such turn runs here.
@@ -705,7 +705,7 @@ class Runner:
         with anyio.CancelScope(shield=True):
             while running is not None:
                 await self._run_turn(running)
-                if self._tasks is None or self._is_stopping or len(self._idle) >= _IDLE_WORKERS:
+                if self._tasks is None or self._is_stopping:
                     return
                 self._idle.append(worker)
                 running = await worker.next()

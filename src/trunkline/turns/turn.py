@@ -11,6 +11,7 @@ import anyio
 from trunkline.errors import ConfigurationError, TurnLost
 from trunkline.routing.key import SessionKey
 from trunkline.turns.adapter import Begun, InboxAdapter
+from trunkline.turns.inbox import parse_key
 from trunkline.turns.item import Item
 from trunkline.validation import text_problem
 
@@ -52,7 +53,7 @@ class Turn:
         self._runner = runner
         self._begun = begun
         self.id = begun.id
-        self.session_key = SessionKey.parse(begun.session)
+        self.session_key = parse_key(begun.session)
         self.attempt = begun.attempt
         self.items = tuple([inbox.item(row, begun.attempt) for row in begun.items])
         self.skipped = tuple([inbox.item(row, begun.attempt) for row in begun.skipped])
