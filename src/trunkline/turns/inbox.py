@@ -338,7 +338,11 @@ class Inbox(Store[InboxAdapter]):
             return await call()
         except ConnectionLost:
             # Ids are made by the caller: what was done already is not done again.
-            return await call()
+            try:
+                return await call()
+            finally:
+                if self._runner is not None:
+                    self._runner.find_orphans()
 
     def attach(self, runner: Runner) -> None:
         """The turns of this process begin to run.

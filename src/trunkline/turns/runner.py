@@ -346,7 +346,8 @@ class Runner:
         self._is_noticed = False
         #: Whether to look at the whole store: what it holds, and what a clock that went back hides.
         self._must_scan = True
-        #: Whether the store may have begun a turn for a call whose caller was cancelled.
+        #: Whether the store may have begun a turn for a call whose caller was cancelled, or whose
+        #: reply was lost.
         self._may_have_orphans = False
         #: Turns whose first reply has yet to come, which were cancelled or got items that may join.
         self._early: dict[str, Literal["ended", "joins"]] = {}
@@ -379,12 +380,16 @@ class Runner:
         if claimant.is_free:
             self._reserved -= 1
         if accepted is None:
-            self._may_have_orphans = True
-            self.wake()
+            self.find_orphans()
             return
         if accepted.begun is not None:
             self._launch(accepted.begun)
         self._note_due(accepted.due_in_ms)
+
+    def find_orphans(self) -> None:
+        """The store may have begun a turn, and no reply brought it: look for such turns soon."""
+        self._may_have_orphans = True
+        self.wake()
 
     def cancel_turns(self, turn_ids: Sequence[str]) -> None:
         """End the handlers of those of these turns that run here."""
@@ -505,6 +510,8 @@ class Runner:
         lease = self._turns.lease_ms / 1000
         scan_at = monotonic() + lease / 2
         while True:
+            # Before the look: what is found while it lasts is looked at next.
+            self._wake = anyio.Event() if self._wake.is_set() else self._wake
             if self._failure is not None:
                 raise self._failure
             now = monotonic()
@@ -519,10 +526,10 @@ class Runner:
             except TrunklineError as error:
                 _log.debug("inbox_away", turns=self._turns.name, error=repr(error))
                 self._note_due(int(_LONGEST_PAUSE * 1000))
-            self._wake = anyio.Event() if self._wake.is_set() else self._wake
             self._looks_at = min(scan_at, self._due_at, self._next_deadline())
             wait = self._looks_at - monotonic()
-            if self._dead or (self._has_backlog and self._free > 0 and not self._is_stopping):
+            is_behind = self._dead or self._to_forget or self._may_have_orphans
+            if is_behind or (self._has_backlog and self._free > 0 and not self._is_stopping):
                 wait = min(wait, _FIRST_PAUSE)
             with anyio.move_on_after(max(wait, 0.001)):
                 await self._wake.wait()
@@ -537,7 +544,6 @@ class Runner:
             del self._to_forget[0]
             self._has_backlog = True
         if self._may_have_orphans:
-            self._may_have_orphans = False
             await self._find_orphans()
         if self._must_scan:
             self._must_scan = False
@@ -549,7 +555,15 @@ class Runner:
                 await self._check_running()
 
     async def _find_orphans(self) -> None:
-        """Give back the turns that the store has begun for calls whose callers were cancelled."""
+        """Give back the turns that the store has begun, and no reply brought."""
+        self._may_have_orphans = False
+        try:
+            await self._forget_orphans()
+        except TrunklineError:
+            self._may_have_orphans = True
+            raise
+
+    async def _forget_orphans(self) -> None:
         before = await self.inbox.ask(None, InboxAdapter.beat, self._owner.id)
         # A reply that is on its way arrives meanwhile.
         await anyio.sleep(_FIRST_PAUSE)
@@ -792,6 +806,7 @@ class Runner:
                 if self._gives_up:
                     return Claimed()  # others take the turn over, as that of a dead process
                 again = True
+                self.find_orphans()  # it may have begun the next turn
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
