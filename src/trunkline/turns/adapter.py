@@ -56,7 +56,7 @@ ALONE, URGENT = 1, 2
 SHARDS = 64
 
 
-class ItemRow(msgspec.Struct, frozen=True):
+class ItemRow(msgspec.Struct, frozen=True, gc=False):
     """An item as it is stored, whatever its state."""
 
     id: str
@@ -84,7 +84,7 @@ class Owner(msgspec.Struct, frozen=True):
     is_buried: bool = False
 
 
-class Happening(msgspec.Struct, frozen=True):
+class Happening(msgspec.Struct, frozen=True, gc=False):
     """Something to report as an event."""
 
     name: str
@@ -95,7 +95,7 @@ class Happening(msgspec.Struct, frozen=True):
     waited_ms: int = 0
 
 
-class Begun(msgspec.Struct, frozen=True):
+class Begun(msgspec.Struct, frozen=True, gc=False):
     """A turn that has begun, with all that its handler needs."""
 
     id: str
@@ -118,7 +118,7 @@ class Begun(msgspec.Struct, frozen=True):
     began_at_ms: int
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """What came of `InboxAdapter.accept`."""
 
     outcome: str
@@ -134,7 +134,7 @@ class Accepted(msgspec.Struct, frozen=True):
     happened: tuple[Happening, ...] = ()
 
 
-class Claimed(msgspec.Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True, gc=False):
     """Turns that have begun, and when to ask for more."""
 
     begun: tuple[Begun, ...] = ()
@@ -164,7 +164,7 @@ class Beat(msgspec.Struct, frozen=True):
     owners: tuple[Owner, ...]
 
 
-class Loaded(msgspec.Struct, frozen=True):
+class Loaded(msgspec.Struct, frozen=True, gc=False):
     """What `InboxAdapter.load` has read."""
 
     now_ms: int
@@ -174,7 +174,7 @@ class Loaded(msgspec.Struct, frozen=True):
     seen: Mapping[bytes, str]
 
 
-class Applied(msgspec.Struct, frozen=True):
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """What `InboxAdapter.apply` has done."""
 
     #: Sessions that another process has changed meanwhile; nothing of these was written.

@@ -193,7 +193,7 @@ class Inbox(Store[InboxAdapter]):
             replace,
         )
         runner = self._runner
-        claimant = None if runner is None else runner.reserve()
+        claimant = None if runner is None else runner.reserve(key)
         accepted: Accepted | None = None
         try:
             accepted = await self._repeated(

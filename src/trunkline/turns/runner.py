@@ -326,6 +326,8 @@ class Runner:
         #: Turns that run here; how many of these are urgent, and how many killed two processes.
         self._running: dict[str, _Running] = {}
         self._urgent = self._suspects = 0
+        #: session → how many of its turns run here.
+        self._sessions: Counter[str] = Counter()
         #: Workers without a turn.
         self._idle: list[_Worker] = []
         self._loop = asyncio_loop()
@@ -366,11 +368,13 @@ class Runner:
     def running_count(self) -> int:
         return len(self._running)
 
-    def reserve(self) -> Claimant | None:
-        """Room for a turn that a call may begin; `settle` must follow."""
+    def reserve(self, key: str) -> Claimant | None:
+        """Room for a turn that a call on a session may begin; `settle` must follow."""
         if self._is_stopping or self._tasks is None:
             return None
-        is_free = self._free > 0 and not self._has_backlog
+        # A session whose turn runs here needs no room: the end of that turn has it.
+        is_busy = key in self._sessions and self.inbox.policy.while_busy != "concurrent"
+        is_free = not is_busy and self._free > 0 and not self._has_backlog
         if is_free:
             self._reserved += 1
         return Claimant(self._owner.id, is_free)
@@ -690,6 +694,7 @@ class Runner:
         self._running[begun.id] = running = _Running(begun, monotonic() + timeout)
         self._urgent += begun.urgent
         self._suspects += begun.deaths >= _SUSPECT
+        self._sessions[begun.session] += not begun.urgent
         early = self._early.pop(begun.id, None) if self._early else None
         if early == "ended":
             self._lose(running, TurnLost(f"turn {begun.id} was cancelled or interrupted"))
@@ -733,6 +738,9 @@ class Runner:
         finally:
             del self._running[begun.id]
             self._urgent -= begun.urgent
+            self._sessions[begun.session] -= not begun.urgent
+            if not self._sessions[begun.session]:
+                del self._sessions[begun.session]
             if begun.deaths >= _SUSPECT:
                 self._suspects -= 1
                 self._has_backlog = True  # the next one may run now
