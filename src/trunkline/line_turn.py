@@ -44,10 +44,6 @@ _LONGEST_SETTLING = 10.0
 #: What the step of a reply is called, and what the one that begins it ends with.
 _REPLY, _BEGUN = "trunkline.reply", ":begun"
 
-#: What it is called in `on_failed`, which may be called without the handler, and so without the
-#: replies that were counted before.
-_LAST_REPLY = "trunkline.reply of on_failed"
-
 
 class LineTurn(Turn):
     """What a handler of `line.turns` gets: a `Turn` with its messages, which it can answer."""
@@ -64,7 +60,6 @@ class LineTurn(Turn):
         self.arrivals = ()
         self._delivery = delivery
         self._send = send
-        self._reply_step = _REPLY
         #: Replies whose recording goes on in the background.
         self._recording: list[anyio.Event] = []
         self.unsure = self._find_unsure()
@@ -121,9 +116,8 @@ class LineTurn(Turn):
         send = send or self._send
         if send is None:
             raise ConfigurationError("give send= to turn.reply or to line.turns")
-        step = self._reply_step
-        name = self._name_of(step)
-        self._under_way.add(step)
+        name = self._name_of(_REPLY)
+        self._under_way.add(_REPLY)
         try:
             with self._delivery.under_way():
                 begun = self._begun_reply(name)
@@ -131,7 +125,7 @@ class LineTurn(Turn):
                     return await self._recorded(name, begun)
                 return await self._send_reply(name, begun, content, send, sender_id, metadata)
         finally:
-            self._under_way.discard(step)
+            self._under_way.discard(_REPLY)
 
     # -- for LineTurns -----------------------------------------------------------------------------
 
@@ -145,12 +139,6 @@ class LineTurn(Turn):
                 await anyio.sleep(_PAUSE)  # not a fault of the handler, and no attempt of it
         if self.arrivals:
             await self._set_route(self.arrivals[-1])
-
-    async def prepare_for_failure(self) -> None:
-        """Have the messages for `on_failed`, also if the handler was never called."""
-        self._reply_step = _LAST_REPLY
-        if not self.arrivals:
-            await self.prepare()
 
     async def settle(self) -> None:
         """Wait for replies that are being recorded: the end of the turn would lose them."""
@@ -363,15 +351,13 @@ def _is_begun(step: str) -> bool:
 
 
 def _prepared(on_failed: OnFailed) -> OnFailed:
-    """`on_failed` for a turn that has its messages, and whose replies are recorded at the end."""
+    """`on_failed`, with the messages of a turn whose handler was never called."""
 
     async def prepared(turn: LineTurn, error: Exception) -> None:
-        await turn.prepare_for_failure()
-        try:
-            result = on_failed(turn, error)
-            if result is not None:
-                await result  # type: ignore[misc]
-        finally:
-            await turn.settle()
+        if not turn.arrivals:
+            await turn.prepare()
+        result = on_failed(turn, error)
+        if result is not None:
+            await result  # type: ignore[misc]
 
     return prepared

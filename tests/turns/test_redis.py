@@ -8,7 +8,13 @@ import pytest
 from trunkline import Inbox, TurnPolicy, Turns
 from trunkline.backends import AdapterOptions, ConnectionLost
 from trunkline.contracts.inbox.samples import KEY, ONE, new_item, open_box
-from trunkline.errors import ConfigurationError, NotFound, StoreError, StoreUnavailable
+from trunkline.errors import (
+    ConfigurationError,
+    InboxFull,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from trunkline.turns import InboxCounts
 from trunkline.turns.adapter import SHARDS, InboxAdapter, Owner
 from trunkline.turns.redis import RedisInboxAdapter
@@ -214,6 +220,42 @@ def test_two_processes_retry_a_failed_item_once(adapter, other, monkeypatch):
     with pytest.raises(NotFound, match="failed"):
         adapter.retry(row.id)
     assert adapter.counts() == InboxCounts(sessions=1, waiting=1)
+
+
+def test_a_session_that_was_full_is_looked_at_again(adapter, other):
+    """An adapter remembers what it has written, and others may have changed that."""
+    adapter.open()
+    adapter.policy = TurnPolicy(max_waiting=1)
+    accept(adapter, "one")
+    (begun,) = other.perform(InboxAdapter.claim, Claimant("two"), 1).begun
+    assert accept(adapter, "two").outcome == "accepted"
+    with pytest.raises(InboxFull):
+        accept(adapter, "three")
+    finish(other, begun, Claimant("two"))
+    assert accept(adapter, "three").outcome == "accepted"
+
+
+def test_a_duplicate_is_known_where_its_session_was_not_read(adapter, other):
+    adapter.open()
+    accept(adapter, "one")
+    first = accept(other, "two", external_id="1")
+    again = accept(adapter, "two", external_id="1")
+    assert (again.outcome, again.item_id, again.waiting) == ("duplicate", first.item_id, 2)
+
+
+def test_a_session_that_is_written_again_is_not_read(adapter, monkeypatch):
+    adapter.open()
+    begun = accept(adapter, "one", claimant=Claimant(ONE)).begun
+    trips = []
+    call_all = adapter.server.call_all
+    monkeypatch.setattr(
+        adapter.server, "call_all", lambda calls: trips.append(len(calls)) or call_all(calls)
+    )
+    accept(adapter, "two")
+    (begun,) = finish(adapter, begun, Claimant(ONE)).begun
+    finish(adapter, begun)
+    accept(adapter, "three")
+    assert trips == [1, 1, 1, 1]
 
 
 # -- replies that are lost ---------------------------------------------------------------------

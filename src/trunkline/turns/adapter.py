@@ -172,6 +172,9 @@ class Loaded(msgspec.Struct, frozen=True, gc=False):
     sessions: Mapping[str, Session | TrunklineError]
     #: mark → item id, of those that were seen before.
     seen: Mapping[bytes, str]
+    #: Sessions that were not read, but are as this process has left them; nor were their marks.
+    #: `apply` tells whether that is so; what is not changed is loaded once more.
+    guessed: frozenset[str] = frozenset()
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
@@ -349,7 +352,7 @@ class InboxAdapter(Adapter, ABC):
             item_id,
             change.session.waiting_count,
             self._begun(change, claim),
-            self._due_in_ms(change),
+            _until(due, change.now_ms),
             tuple(ended),
             joins,
             self._happened(change),
@@ -365,7 +368,7 @@ class InboxAdapter(Adapter, ABC):
             change.notify = change.notify or bool(joins)
         elif known == item.id:
             outcome = "accepted"  # a call that is repeated
-        due_in_ms = self._due_in_ms(change)
+        due_in_ms = _until(change.due_at_ms, change.now_ms)
         return Accepted(outcome, known, change.session.waiting_count, None, due_in_ms, (), joins)
 
     def _joins(self, change: Change, item_id: str) -> tuple[str, ...]:
@@ -506,7 +509,7 @@ class InboxAdapter(Adapter, ABC):
                 counts[change.key] += 1
             # Also if nothing has begun: its due time may have been wrong.
             change.is_changed = True
-            return started, self._happened(change), self._due_in_ms(change)
+            return started, self._happened(change), _until(change.due_at_ms, change.now_ms)
 
         happened: list[Happening] = []
         while True:
@@ -667,7 +670,12 @@ class InboxAdapter(Adapter, ABC):
         while True:
             batch = self._begin_batch(args[:1], marks)
             try:
-                value = getattr(self, method.__name__)(*args)
+                try:
+                    value = getattr(self, method.__name__)(*args)
+                except TrunklineError:
+                    if args[0] in batch.loaded.guessed:
+                        continue  # it may be that of a session which is different by now
+                    raise
                 applied = self._apply(batch)
             finally:
                 self._batch = None
@@ -749,10 +757,15 @@ class InboxAdapter(Adapter, ABC):
             for entry, item in change.added:
                 own[entry.id] = item_row(change.key, entry, item)
         wanted = {item_id: key for item_id, key in self._wanted.items() if item_id not in own}
+        guessed = batch.loaded.guessed.difference([change.key for change in changes])
         if not changes and not wanted and not self._wanted_groups:
-            return Applied()
+            return Applied(guessed)
         applied = self.apply(changes, wanted, self._wanted_groups)
-        return msgspec.structs.replace(applied, rows={**applied.rows, **own}) if own else applied
+        if not (own or guessed):
+            return applied
+        return msgspec.structs.replace(
+            applied, conflicts=applied.conflicts | guessed, rows={**applied.rows, **own}
+        )
 
     @property
     def _batch_of_call(self) -> _Batch:
@@ -774,14 +787,10 @@ class InboxAdapter(Adapter, ABC):
             change.notify = True
         return Claimed(
             () if begun is None else (begun,),
-            self._due_in_ms(change),
+            _until(due, change.now_ms),
             has_failed,
             self._happened(change),
         )
-
-    def _due_in_ms(self, change: Change) -> int | None:
-        due_at_ms = change.due_at_ms
-        return None if due_at_ms is None else max(due_at_ms - change.now_ms, 0)
 
     def _begun(self, change: Change, claim: Claim | None) -> Begun | None:
         if claim is None:
@@ -831,6 +840,10 @@ class InboxAdapter(Adapter, ABC):
 _OF_A_SESSION = frozenset(
     ("accept", "cancel", "end", "fail", "finish", "forget", "join", "step", "stop", "take")
 )
+
+
+def _until(due_at_ms: int | None, now_ms: int) -> int | None:
+    return None if due_at_ms is None else max(due_at_ms - now_ms, 0)
 
 
 def shard_of(key: str) -> int:

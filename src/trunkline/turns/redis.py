@@ -72,6 +72,9 @@ _GRAVE_MS = 3_600_000
 #: Shards by the beginning of their keys.
 _ALL = range(SHARDS)
 
+#: Sessions that are kept in memory, so that they need not be read.
+_KEPT = 1_024
+
 E = TypeVar("E", bytes, tuple[float, bytes])
 
 _log = Log("trunkline.turns")
@@ -118,6 +121,8 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
 
     def _start(self) -> None:
         self._loaded: dict[str, _Stored] = {}
+        #: Sessions as this object has written them, with their versions; `None` for an empty one.
+        self._kept: dict[str, tuple[bytes, Session | None]] = {}
         # What the server's clock is ahead of the monotonic clock, and until when that counts.
         self._ahead_ms, self._ahead_until = 0, 0.0
 
@@ -136,40 +141,70 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
     # -- sessions ----------------------------------------------------------------------------------
 
     def load(self, keys: Collection[str], marks: Mapping[bytes, str]) -> Loaded:
-        calls = [Command("HMGET", (self.session_key(key), "v", "d")) for key in keys]
-        calls += [Command("GET", (self._mark_key(*one),)) for one in marks.items()]
+        # Taken out, since it is changed from now on; `apply` puts it back.
+        kept = {key: self._kept.pop(key) for key in keys if key in self._kept}
+        read = [key for key in keys if key not in kept]
+        calls = [Command("HMGET", (self.session_key(key), "v", "d")) for key in read]
+        # `apply` refuses marks that are known, and what is kept is then read.
+        unknown = [mark for mark, key in marks.items() if key not in kept]
+        calls += [Command("GET", (self._mark_key(mark, marks[mark]),)) for mark in unknown]
         now_ms, replies = self._ask_with_time(calls)
-        self._loaded = {}
+        found = zip(unknown, _unfailed(replies[len(read) :]), strict=True)
         sessions: dict[str, Session | TrunklineError] = {}
-        for key, reply in zip(keys, replies, strict=False):
+        self._loaded = {}
+        for key, (version, session) in kept.items():
+            if session is not None:
+                self._take(sessions, key, version, session)
+        for key, reply in zip(read, replies, strict=False):
             if isinstance(reply, TrunklineError):
                 sessions[key] = reply
             elif reply[0] is not None:
-                session = sessions[key] = _session(key, reply[1])
-                if isinstance(session, Session):
-                    counts = (session.waiting_count, session.running_count)
-                    self._loaded[key] = _Stored(reply[0], *counts)
-        known = zip(marks, _unfailed(replies[len(keys) :]), strict=True)
-        return Loaded(now_ms, sessions, {mark: raw.decode() for mark, raw in known if raw})
+                self._take(sessions, key, reply[0], _session(key, reply[1]))
+        seen = {mark: raw.decode() for mark, raw in found if raw}
+        return Loaded(now_ms, sessions, seen, frozenset(kept))
+
+    def _take(
+        self,
+        sessions: dict[str, Session | TrunklineError],
+        key: str,
+        version: bytes,
+        session: Session | TrunklineError,
+    ) -> None:
+        """Add a session to those that are loaded."""
+        sessions[key] = session
+        if isinstance(session, Session):
+            self._loaded[key] = _Stored(version, session.waiting_count, session.running_count)
 
     def apply(
         self, changes: Sequence[Change], items: Mapping[str, str], groups: Mapping[str, str]
     ) -> Applied:
         wanted = _Wanted(items, groups)
         changed = {change.key: change for change in changes}
-        calls: list[Command | ScriptCall] = [
-            self._write(change, wanted.words.get(change.key, ())) for change in changes
-        ]
+        writes = [self._write(change, wanted.words.get(change.key, ())) for change in changes]
         # Items of sessions that stay as they are.
         others = [key for key in wanted.words if key not in changed]
-        calls += [
-            Command("HMGET", (self.session_key(key), *wanted.words[key][1::2])) for key in others
+        calls: list[Command | ScriptCall] = [
+            *writes,
+            *(self._read_items(key, wanted.words[key][1::2]) for key in others),
         ]
         if any(change.notify for change in changes):
             calls.append(Command("PUBLISH", (self._channel, self._sender)))
         replies = self.server.call_all(calls)
+        for change, write, reply in zip(changes, writes, replies, strict=False):
+            if isinstance(reply, list):
+                self._keep(change, write)
         keys = [*(change.key for change in changes), *others]
         return wanted.applied(dict(zip(keys, replies, strict=False)), changed)
+
+    def _read_items(self, key: str, item_ids: Sequence[str]) -> Command:
+        return Command("HMGET", (self.session_key(key), *item_ids))
+
+    def _keep(self, change: Change, write: ScriptCall) -> None:
+        """Spare the next `load` a session: nobody else may have changed it."""
+        is_empty = change.session.is_empty
+        self._kept[change.key] = (b"", None) if is_empty else (write.arguments[2], change.session)
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
 
     def _write(self, change: Change, wanted: Sequence[str]) -> ScriptCall:
         session = change.session
@@ -440,7 +475,7 @@ class RedisInboxAdapter(RedisAdapter, InboxAdapter):
     def _ask_with_time(self, calls: Sequence[Command]) -> tuple[int, list[Any]]:
         """The server's clock, and what commands returned or raised, in one round trip."""
         if monotonic() < self._ahead_until:
-            return self.now_ms(), self.server.call_all(calls)
+            return self.now_ms(), self.server.call_all(calls) if calls else []
         *replies, time = self.server.call_all([*calls, Command("TIME", ())])
         self._set_clock(*_unfailed([time]))
         return self.now_ms(), replies

@@ -433,8 +433,9 @@ def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
             ordinary.append(claim)
         elif claim.state == RETRYING:
             due.append(claim.due_at_ms)
-    if session.waiting and any(entry.urgent for entry in session.waiting):
-        return 0
+    for entry in session.waiting:
+        if entry.urgent:
+            return 0
     due += [entry.arrived_at_ms for entry in session.delayed if entry.urgent]
     is_concurrent = policy.while_busy == "concurrent"
     if is_concurrent or all(claim.state == RETRYING for claim in ordinary):
