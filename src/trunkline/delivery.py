@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,9 +23,17 @@ from trunkline.routing import Resolution, Route, SessionKey, SessionRouter
 
 __all__ = ("Delivery", "Send", "new_answer", "send_answer")
 
-#: Sends a content along a route; returns the id that the platform gave to it, or `None`. One that
-#: takes a keyword `nonce` gets the id of the stored answer in it.
-Send: TypeAlias = Callable[..., Awaitable[ExternalId | None]]
+
+class SendOnce(Protocol):
+    """Sends a content with a nonce: the id of the stored answer, the same if it is sent again."""
+
+    def __call__(
+        self, route: Route, content: Any, /, *, nonce: str
+    ) -> Awaitable[ExternalId | None]: ...
+
+
+#: Sends a content along a route; returns the id that the platform gave to it, or `None`.
+Send: TypeAlias = Callable[[Route, Any], Awaitable[ExternalId | None]] | SendOnce
 
 #: Between two attempts to record an answer while a store is away, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
@@ -232,9 +240,10 @@ def new_answer(
 async def send_answer(answer: Message, route: Route, send: Send) -> Message:
     """Send an answer that is stored; returns it as it should be recorded."""
     if _takes_nonce(send):
-        external_id = await send(route, answer.content, nonce=answer.id)
+        external_id = await cast(SendOnce, send)(route, answer.content, nonce=answer.id)
     else:
-        external_id = await send(route, answer.content)
+        plain = cast(Callable[[Route, Any], Awaitable[ExternalId | None]], send)
+        external_id = await plain(route, answer.content)
     return replace(answer, status="sent", external_id=external_id, updated_at=now())
 
 

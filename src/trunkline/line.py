@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
+from msgspec import structs
 
 from trunkline.actors import RestartPolicy, Service
 from trunkline.actors.task_group import open_task_group
@@ -24,7 +25,7 @@ from trunkline.fsm import FSMAdapter, FSMStore
 from trunkline.line_turn import LineTurn, LineTurns
 from trunkline.persistence import Inbound, Message, PersistenceAdapter, PersistenceStore
 from trunkline.persistence.inbound import new_inbound
-from trunkline.persistence.models import ExternalId
+from trunkline.persistence.models import ExternalId, now
 from trunkline.routing import Resolution, RouterStats, SessionKey, SessionRouter
 from trunkline.settings import RouterSettings, parse_settings, refuse_unknown
 from trunkline.signal import SignalAdapter, SignalStore
@@ -287,7 +288,8 @@ class Trunkline(Service):
             alone: this and what follows as for `Inbox.accept`: it is a turn of its own.
             urgent: it runs at once beside a running turn.
             delay_ms: not before then. It holds up no other message.
-            replace: if this message waits already, it takes its place.
+            replace: it was edited: the stored message gets its content, and the item, if it still
+                waits, is this one.
 
         Returns:
             What became of the item in the inbox.
@@ -483,6 +485,8 @@ class Trunkline(Service):
         with self._delivery.under_way():
             async with self._order.hold(str(place)):
                 arrival = await self._ingest(inbound)
+                if replace and arrival.duplicate:
+                    arrival = await self._edit(arrival, inbound.message.content)
                 reference = payload_of(
                     arrival, line=self._delivery.id, is_stored=self._persistence is not None
                 )
@@ -528,6 +532,15 @@ class Trunkline(Service):
                 scope.shield = True
                 task_status.started()
                 await closing.wait()
+
+    async def _edit(self, arrival: Arrival, content: Any) -> Arrival:
+        """The arrival of a message that was stored before, with its new content."""
+        message = arrival.message
+        if self._persistence is None or message.content == content:
+            return arrival
+        message = structs.replace(message, content=content, updated_at=now())
+        message = await self._persistence.save_message(message)
+        return structs.replace(arrival, message=message)
 
     async def _ingest(self, inbound: Inbound) -> Arrival:
         if self._persistence is not None:

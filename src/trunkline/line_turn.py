@@ -44,6 +44,10 @@ _LONGEST_SETTLING = 10.0
 #: What the step of a reply is called, and what the one that begins it ends with.
 _REPLY, _BEGUN = "trunkline.reply", ":begun"
 
+#: What it is called in `on_failed`, which may be called without the handler, and so without the
+#: replies that were counted before.
+_LAST_REPLY = "trunkline.reply of on_failed"
+
 
 class LineTurn(Turn):
     """What a handler of `line.turns` gets: a `Turn` with its messages, which it can answer."""
@@ -60,6 +64,7 @@ class LineTurn(Turn):
         self.arrivals = ()
         self._delivery = delivery
         self._send = send
+        self._reply_step = _REPLY
         #: Replies whose recording goes on in the background.
         self._recording: list[anyio.Event] = []
         self.unsure = self._find_unsure()
@@ -116,8 +121,9 @@ class LineTurn(Turn):
         send = send or self._send
         if send is None:
             raise ConfigurationError("give send= to turn.reply or to line.turns")
-        name = self._name_of(_REPLY)
-        self._under_way.add(_REPLY)
+        step = self._reply_step
+        name = self._name_of(step)
+        self._under_way.add(step)
         try:
             with self._delivery.under_way():
                 begun = self._begun_reply(name)
@@ -125,7 +131,7 @@ class LineTurn(Turn):
                     return await self._recorded(name, begun)
                 return await self._send_reply(name, begun, content, send, sender_id, metadata)
         finally:
-            self._under_way.discard(_REPLY)
+            self._under_way.discard(step)
 
     # -- for LineTurns -----------------------------------------------------------------------------
 
@@ -139,6 +145,12 @@ class LineTurn(Turn):
                 await anyio.sleep(_PAUSE)  # not a fault of the handler, and no attempt of it
         if self.arrivals:
             await self._set_route(self.arrivals[-1])
+
+    async def prepare_for_failure(self) -> None:
+        """Have the messages for `on_failed`, also if the handler was never called."""
+        self._reply_step = _LAST_REPLY
+        if not self.arrivals:
+            await self.prepare()
 
     async def settle(self) -> None:
         """Wait for replies that are being recorded: the end of the turn would lose them."""
@@ -351,13 +363,15 @@ def _is_begun(step: str) -> bool:
 
 
 def _prepared(on_failed: OnFailed) -> OnFailed:
-    """`on_failed`, with the messages of a turn whose handler was never called."""
+    """`on_failed` for a turn that has its messages, and whose replies are recorded at the end."""
 
     async def prepared(turn: LineTurn, error: Exception) -> None:
-        if not turn.arrivals:
-            await turn.prepare()
-        result = on_failed(turn, error)
-        if result is not None:
-            await result  # type: ignore[misc]
+        await turn.prepare_for_failure()
+        try:
+            result = on_failed(turn, error)
+            if result is not None:
+                await result  # type: ignore[misc]
+        finally:
+            await turn.settle()
 
     return prepared

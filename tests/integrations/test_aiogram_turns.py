@@ -32,7 +32,7 @@ from trunkline.integrations.aiogram import (
 )
 from trunkline.turns.memory import MemoryInboxAdapter
 
-COLLECT = TurnPolicy(while_busy="collect", quiet_ms=20)
+COLLECT = TurnPolicy(while_busy="collect")
 
 
 @pytest.fixture
@@ -150,9 +150,10 @@ async def test_a_burst_is_one_call_of_the_newest_handler_with_all_of_it(line, bo
         assert texts == [one.content for one in turn.messages]
         calls.append((message.text, texts))
 
+    # All of it is there before the turns begin.
+    await program.say(7, "one", "two", "three")
+    await program.say(8, "alone")
     async with program:
-        await program.say(7, "one", "two", "three")
-        await program.say(8, "alone")
         await program.idle()
     assert sorted(calls) == [("alone", ["alone"]), ("three", ["one", "two", "three"])]
 
@@ -165,10 +166,10 @@ async def test_if_no_handler_takes_the_newest_of_a_burst_the_one_before_is_dispa
     async def on_text(message: Message, turn) -> None:
         calls.append((message.text, len(turn.items)))
 
+    await program.say(7, "one", "two")
+    await program.feed(message=message(7, None, location={"latitude": 1.0, "longitude": 2.0}))
+    await program.feed(message=message(7, None, location={"latitude": 3.0, "longitude": 4.0}))
     async with program:
-        await program.say(7, "one", "two")
-        await program.feed(message=message(7, None, location={"latitude": 1.0, "longitude": 2.0}))
-        await program.feed(message=message(7, None, location={"latitude": 3.0, "longitude": 4.0}))
         await program.idle()
     assert calls == [("two", 4)]
 
@@ -189,11 +190,11 @@ async def test_a_command_and_an_edited_message_are_turns_of_their_own(line, bot)
     async def on_message(message: Message, turn) -> None:
         calls.append((message.text, len(turn.items)))
 
+    await program.say(7, "one", "two", "/help", "three")
+    said = message(7, "four")
+    await program.feed(message=said)
+    await program.feed(edited_message={**said, "text": "five", "edit_date": 2})
     async with program:
-        await program.say(7, "one", "two", "/help", "three")
-        said = message(7, "four")
-        await program.feed(message=said)
-        await program.feed(edited_message={**said, "text": "five", "edit_date": 2})
         await program.idle()
     assert calls == [("two", 2), ("help", 1), ("four", 2), ("edited five", 1)]
 

@@ -29,6 +29,7 @@ async def test_a_scrape_reads_the_counters_of_every_part():
         assert value(registry, "trunkline_router_hits_total", **{**labels, "partition": other}) == 0
         assert value(registry, "trunkline_store_calls_total", instance="bot.fsm") == 1
         assert value(registry, "trunkline_store_workers_up", instance="bot.persistence") == 1
+        assert value(registry, "trunkline_store_workers_up", instance="bot.inbox") == 1
         assert value(registry, "trunkline_store_calls_total", instance="bot.signal") is None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +12,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from tests.servers.writer import Journal, processes, read_journal
 from trunkline import Trunkline, TurnPolicy
 from trunkline.errors import ConfigurationError, NoRoute, NotRecorded, StoreUnavailable, TurnLost
 from trunkline.persistence.memory import MemoryPersistenceAdapter
@@ -162,6 +165,21 @@ async def test_what_cannot_be_stored_leaves_no_order_behind(line, changes):
 async def test_a_line_that_does_not_run_accepts_nothing():
     with pytest.raises(StoreUnavailable, match="does not run"):
         await Trunkline("memory://").accept(**hello())
+
+
+async def test_an_edited_message_that_still_waits_is_handled_as_it_is_now(line):
+    first = await line.accept(**hello())
+    again = await line.accept(**hello(content="hello, world", replace=True))
+    assert (again.outcome, again.item_id) == ("accepted", first.item_id)
+    seen = []
+
+    async def answer(turn):
+        seen.extend(message.content for message in turn.messages)
+
+    await answer_all(line, answer)
+    late = await line.accept(**hello(content="too late", replace=True))
+    assert late.outcome == "duplicate"
+    assert seen == ["hello, world"]
 
 
 # -- arrivals and messages -------------------------------------------------------------------------
@@ -570,6 +588,81 @@ async def test_what_was_sent_is_recorded_however_its_task_is_cancelled(line):
     assert [(one.status, one.external_id) for one in replies] == [
         ("sent", f"external {number}") for number in range(8)
     ]
+
+
+@pytest.mark.slow
+def test_a_reply_whose_process_is_killed_while_it_is_sent_is_sent_again(tmp_path):
+    url, journal = f"sqlite:///{tmp_path / 'bot.db'}", tmp_path / "journal"
+    for dies in (True, False):
+        process = processes.Process(target=reply_and_die, args=(url, journal, dies))
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-signal.SIGKILL if dies else 0)
+    (first, nonce, nothing), (again, nonce_again, unsure) = read_journal(journal)
+    assert (first, again) == ("attempt 1", "attempt 1")
+    assert nonce_again == nonce
+    assert (nothing, unsure) == ([], [nonce])
+
+
+def reply_and_die(url, path, dies):
+    """Accept a message, which is there already the second time, and answer it."""
+
+    async def main():
+        journal = Journal(path)
+
+        async def answer(turn):
+            unsure = [message.id for message in turn.unsure]
+
+            async def send(route, content, nonce):
+                journal.write(content, nonce, unsure)
+                if dies:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            await turn.reply(f"attempt {turn.attempt}", send)
+
+        async with Trunkline(url, fsm=None, signal=None) as line:
+            await line.accept(**hello())
+            await answer_all(line, answer)
+
+    anyio.run(main)
+
+
+@pytest.mark.slow
+def test_what_is_said_of_a_failed_turn_is_not_taken_for_a_reply_of_its_handler(tmp_path):
+    url, journal = f"sqlite:///{tmp_path / 'bot.db'}", tmp_path / "journal"
+    for dies in (True, False):
+        process = processes.Process(target=fail_and_die, args=(url, journal, dies))
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-signal.SIGKILL if dies else 0)
+    # The handler is not called again, and so its reply is not counted.
+    assert read_journal(journal) == [["one moment"], ["sorry"]]
+
+
+def fail_and_die(url, path, dies):
+    """Answer a message in a handler that fails, and say so unless the process dies."""
+
+    async def main():
+        journal = Journal(path)
+
+        async def send(route, content):
+            journal.write(content)
+
+        async def answer(turn):
+            await turn.reply("one moment")
+            raise ValueError("no answer")
+
+        async def on_failed(turn, error):
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            await turn.reply("sorry")
+
+        policy = TurnPolicy(max_attempts=1)
+        async with Trunkline(url, fsm=None, signal=None) as line:
+            await line.accept(**hello())
+            await answer_all(line, answer, policy, send=send, on_failed=on_failed)
+
+    anyio.run(main)
 
 
 # -- NotRecorded -----------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from trunkline import (
     Trunkline,
     TurnPolicy,
 )
-from trunkline.line import Arrival
-from trunkline.line_turn import LineTurn, LineTurns
+from trunkline.line import Arrival, LineTurn, LineTurns
 from trunkline.persistence import Message
 from trunkline.persistence.memory import MemoryPersistenceAdapter
 from trunkline.turns import Receipt
@@ -75,5 +74,6 @@ async def answer(turn: LineTurn) -> None:
 
 def turns(line: Trunkline) -> None:
     assert_type(line.turns(answer, TurnPolicy(quiet_ms=1), send=send), LineTurns)
+    line.turns(answer, send=answer)  # error: arg-type
     line.turns(answer, max_runing=3)  # error: call-arg
     line.turns(send)  # error: arg-type
