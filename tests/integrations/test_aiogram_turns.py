@@ -11,6 +11,9 @@ from aiogram.client.default import DefaultBotProperties
 from aiogram.filters import Command
 from aiogram.methods import GetUpdates, SendMessage
 from aiogram.types import CallbackQuery, Message, Update
+from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
 from tests.integrations.aiogram_programs import count_handled, lose_updates, processes
 from tests.integrations.test_aiogram_dispatcher import (
@@ -491,6 +494,51 @@ async def test_a_middleware_beside_the_turns_stores_nothing_twice(line, bot):
         await program.idle()
     assert not arrivals[0].duplicate
     assert (await line.persistence.counts())["messages"] == 1
+
+
+async def test_a_webhook_is_answered_when_its_update_is_on_disk(line, bot):
+    program = Program(line, bot)
+    go_on, handled = anyio.Event(), []
+
+    @program.dispatcher.message()
+    async def on_message(message: Message) -> None:
+        await go_on.wait()
+        handled.append(message.text)
+
+    app = web.Application()
+    webhook = SimpleRequestHandler(program.dispatcher, bot, handle_in_background=False)
+    webhook.register(app, path="/webhook")
+    setup_application(app, program.dispatcher, bot=bot)
+    async with TestClient(TestServer(app)) as client:
+        sent = update(bot, message=message(7, "hello"))
+        for _ in range(2):
+            answer = await client.post("/webhook", data=sent.model_dump_json(exclude_unset=True))
+            assert answer.status == 200
+            counts = await line.inbox.counts()
+            assert counts.waiting + counts.running == 1
+        assert handled == []
+        go_on.set()
+        await program.idle()
+    assert handled == ["hello"]
+
+
+async def test_a_program_with_a_server_of_its_own_starts_and_stops_the_turns(url, telegram, bot):
+    line = Trunkline(url)
+    dispatcher = Dispatcher()
+
+    @dispatcher.message()
+    async def on_message(message: Message, turn) -> None:
+        await turn.reply(f"you said {message.text}")
+
+    turns = TrunklineTurns(line)
+    turns.setup(dispatcher, bot)
+    async with line:
+        await say(dispatcher, bot, 7, "hello")
+        await turns.start()
+        await turns.turns.idle()
+        await turns.stop()
+        assert line.is_running
+    assert telegram.said == {7: ["you said hello"]}
 
 
 async def test_an_update_that_is_not_on_disk_is_not_acknowledged(bot):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -152,6 +153,26 @@ async def test_an_accept_that_is_slow_in_the_first_store_is_not_overtaken():
             await line.accept(**hello(external_room_id=43))
             go_on.set()
         assert order == ["first", "second"]
+
+
+async def test_an_accept_that_is_cancelled_holds_up_nobody_and_may_be_repeated(line):
+    for number in range(12):
+        async with anyio.create_task_group() as tasks:
+            arguments = hello(external_message_id=number, content=str(number))
+            tasks.start_soon(partial(line.accept, **arguments))
+            for _ in range(number):
+                await checkpoint()
+            tasks.cancel_scope.cancel()
+        assert not line._order
+        with anyio.fail_after(60):
+            await line.accept(**arguments)  # as the platform does
+    seen = []
+
+    async def answer(turn):
+        seen.extend(message.content for message in turn.messages)
+
+    await answer_all(line, answer)
+    assert seen == [str(number) for number in range(12)]
 
 
 @pytest.mark.parametrize("changes", [{"channel": ""}, {"content": object()}, {"delay_ms": -1}])

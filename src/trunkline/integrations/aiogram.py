@@ -379,12 +379,13 @@ class TrunklineTurns(BaseMiddleware):
         """Put it in front of everything else on the dispatcher's updates, and start it with that.
 
         Register what handlers need at startup before: what waits in the inbox is handled as soon as
-        this has started.
+        this has started. A program that uses neither polling nor `setup_application` passes its
+        bots here, and calls `start` and `stop` itself.
 
         Args:
             dispatcher: a dispatcher of aiogram.
-            *bots: those whose updates wait in the inbox, if polling or the webhook's application
-                does not pass them to the dispatcher when it starts.
+            *bots: those whose updates wait in the inbox, if nobody passes them to the dispatcher
+                when it starts.
 
         Raises:
             ConfigurationError: it is set up already.
