@@ -1,4 +1,4 @@
-"""trunkline: a session router for async bots.
+"""trunkline: durable turns and a session router for async bots.
 
 The names below are imported when they are first asked for, so that a bot that only routes does not
 import a database.

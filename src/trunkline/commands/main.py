@@ -88,7 +88,7 @@ examples:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trunkline",
-        description="A session router for async bots: where does the answer go?",
+        description="Durable turns and a session router for async bots.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
