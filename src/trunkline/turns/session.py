@@ -154,7 +154,7 @@ class Claim(msgspec.Struct, array_like=True):
 class Session(msgspec.Struct, array_like=True):
     """What waits and what runs in one conversation."""
 
-    #: In the order in which they were accepted.
+    #: In the order in which they were accepted, urgent ones first.
     waiting: list[Entry] = []
     #: Those whose delay is not over; they hold up nobody.
     delayed: list[Entry] = []
@@ -309,7 +309,7 @@ def accept(change: Change, item: NewItem) -> tuple[str, str, list[str]]:
     else:
         if not item.urgent:
             _make_room(change)
-        session.waiting.append(entry)
+        _line_up(session, entry)
     change.added.append((entry, item))
     change.is_changed = True
     interrupted: list[str] = []
@@ -354,6 +354,28 @@ def _has_barrier(session: Session) -> bool:
     return any(entry.alone and not entry.urgent for entry in session.waiting)
 
 
+def _line_up(session: Session, entry: Entry) -> None:
+    """An item waits behind all others; an urgent one behind those that are urgent."""
+    if entry.urgent:
+        session.waiting.insert(_first_ordinary(session.waiting), entry)
+    else:
+        session.waiting.append(entry)
+
+
+def _put_back(session: Session, entries: Iterable[Entry]) -> None:
+    """Items of a turn wait again, before all others but the urgent ones."""
+    place = _first_ordinary(session.waiting)
+    session.waiting[place:place] = entries
+
+
+def _first_ordinary(waiting: Sequence[Entry]) -> int:
+    """Where the urgent items end."""
+    for place, entry in enumerate(waiting):
+        if not entry.urgent:
+            return place
+    return len(waiting)
+
+
 def _interrupt(change: Change, claims: Sequence[Claim]) -> list[str]:
     """Give back the items of the turns that an ordinary item interrupts."""
     session = change.session
@@ -365,7 +387,7 @@ def _interrupt(change: Change, claims: Sequence[Claim]) -> list[str]:
         entries = claim.every_entry
         for entry in entries:
             entry.resumed = True
-        session.waiting[:0] = entries
+        _put_back(session, entries)
         change.ended_groups.append(claim.group)
         if claim.state == RUNNING:
             interrupted.append(claim.id)
@@ -396,15 +418,13 @@ def begin(change: Change, claimant: Claimant) -> Claim | None:
     for claim in session.claims:
         if claim.urgent and claim.state == RETRYING and _is_due(claim, now_ms):
             return _run_again(change, claim, claimant)
-    for entry in session.waiting:
-        if entry.urgent:
-            session.waiting.remove(entry)
-            return _run(change, [entry], [], claimant)
+    if session.waiting and session.waiting[0].urgent:
+        return _run(change, [session.waiting.pop(0)], [], claimant)
     if not claimant.is_free:
         return None
     ordinary = [claim for claim in session.claims if not claim.urgent]
     is_concurrent = policy.while_busy == "concurrent"
-    if ordinary and not is_concurrent and any(claim.state != RETRYING for claim in ordinary):
+    if not is_concurrent and _is_busy(ordinary):
         return None
     for claim in ordinary:
         if claim.state == RETRYING and _is_due(claim, now_ms):
@@ -419,33 +439,39 @@ def begin(change: Change, claimant: Claimant) -> Claim | None:
     group, skipped = _next_group(session.waiting, policy)
     if ordinary and group[0].alone:
         return None
-    chosen = {entry.id for entry in (*group, *skipped)}
-    session.waiting = [entry for entry in session.waiting if entry.id not in chosen]
+    del session.waiting[: len(group) + len(skipped)]
     return _run(change, group, skipped, claimant)
 
 
 def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
     """When `begin` should be tried next; 0 for an urgent item, `None` for not before an event."""
-    due: list[int] = []
+    waiting = session.waiting
+    if waiting and waiting[0].urgent:
+        return 0
+    due = [entry.arrived_at_ms for entry in session.delayed if entry.urgent]
     ordinary: list[Claim] = []
     for claim in session.claims:
         if not claim.urgent:
             ordinary.append(claim)
         elif claim.state == RETRYING:
             due.append(claim.due_at_ms)
-    for entry in session.waiting:
-        if entry.urgent:
-            return 0
-    due += [entry.arrived_at_ms for entry in session.delayed if entry.urgent]
     is_concurrent = policy.while_busy == "concurrent"
-    if is_concurrent or all(claim.state == RETRYING for claim in ordinary):
+    if is_concurrent or not _is_busy(ordinary):
         due += [claim.due_at_ms for claim in ordinary if claim.state == RETRYING]
         if not ordinary or (is_concurrent and not any(map(_is_alone, ordinary))):
             ready = _ready_at(session, policy, now_ms)
-            if ready is not None and not (ordinary and _first(session.waiting).alone):
+            if ready is not None and not (ordinary and waiting[0].alone):
                 due.append(ready)
             due += [entry.arrived_at_ms for entry in session.delayed]
     return min(due, default=None)
+
+
+def _is_busy(claims: Sequence[Claim]) -> bool:
+    """Whether any turn runs or ends."""
+    for claim in claims:
+        if claim.state != RETRYING:
+            return True
+    return False
 
 
 def _ready_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
@@ -471,21 +497,15 @@ def _ready_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
     return ready_at if ready_at <= now_ms + 2 * policy.quiet_ms else now_ms
 
 
-def _first(waiting: Sequence[Entry]) -> Entry:
-    return next(entry for entry in waiting if not entry.urgent)
-
-
 def _next_group(waiting: Sequence[Entry], policy: TurnPolicy) -> tuple[list[Entry], list[Entry]]:
-    """The items of the next turn, and those that it skips."""
-    if waiting[0].alone:
+    """The items of the next turn, and those that it skips: those that have waited longest."""
+    if waiting[0].alone or policy.while_busy in ("queue", "concurrent"):
         return [waiting[0]], []
     group: list[Entry] = []
     for entry in waiting:
         if entry.alone:
             break
         group.append(entry)
-    if policy.while_busy in ("queue", "concurrent"):
-        return group[:1], []
     if policy.while_busy == "latest":
         return group[-1:], group[:-1]
     return group, []
@@ -509,9 +529,10 @@ def _mature(change: Change) -> None:
         later = (
             index
             for index, other in enumerate(session.waiting)
-            if other.arrived_at_ms > entry.arrived_at_ms
+            if entry.urgent >= other.urgent and other.arrived_at_ms > entry.arrived_at_ms
         )
-        session.waiting.insert(next(later, len(session.waiting)), entry)
+        place = _first_ordinary(session.waiting) if entry.urgent else len(session.waiting)
+        session.waiting.insert(next(later, place), entry)
 
 
 def _expire(change: Change) -> None:
@@ -596,7 +617,7 @@ def finish(change: Change, turn_id: str, item_ids: Collection[str]) -> None:
         claim.taken = [entry for entry in claim.taken if entry.id in item_ids]
         for entry in left:
             entry.begun = True
-        change.session.waiting[:0] = left
+        _put_back(change.session, left)
     change.remove(claim.every_entry)
     if not claim.urgent:
         change.session.interrupts = 0
@@ -711,10 +732,11 @@ def joinable(session: Session, turn_id: str) -> list[Entry]:
         return []
     found = []
     for entry in session.waiting:
+        if entry.urgent:
+            continue
         if entry.alone:
             break
-        if not entry.urgent:
-            found.append(entry)
+        found.append(entry)
     return found
 
 
@@ -722,6 +744,8 @@ def take(change: Change, turn_id: str, item_ids: Iterable[str]) -> None:
     """Items that wait have joined a running turn. One that has already is left as it is."""
     claim = find_claim(change.session, turn_id)
     wanted = set(item_ids)
+    if not wanted:
+        return
     taken = [entry for entry in change.session.waiting if entry.id in wanted]
     if taken:
         change.is_changed = True
@@ -732,7 +756,7 @@ def take(change: Change, turn_id: str, item_ids: Iterable[str]) -> None:
 def revive(change: Change, entry: Entry) -> None:
     """A failed item is tried again, behind what waits."""
     entry.begun = True
-    change.session.waiting.append(entry)
+    _line_up(change.session, entry)
     change.revived.append(entry.id)
     change.is_changed = True
     change.notify = True
@@ -760,7 +784,7 @@ def _close_empty(change: Change, claims: Iterable[Claim]) -> None:
     """A turn without an item of its own is not tried again; what joined it waits."""
     for claim in claims:
         if not claim.entries:
-            change.session.waiting[:0] = [*claim.skipped, *claim.taken]
+            _put_back(change.session, [*claim.skipped, *claim.taken])
             change.ended_groups.append(claim.group)
             change.session.claims.remove(claim)
 
