@@ -475,7 +475,7 @@ async def test_an_error_of_the_program_leaves_no_turn_behind(url):
 
 
 @pytest.mark.parametrize(
-    "method", ["_claim", "_conclude", "_end_overdue", "_look_after", "_launch", "_note_due"]
+    "method", ["_claim", "_conclude", "_end_overdue", "_look_after", "_take_up", "_note_due"]
 )
 async def test_a_bug_in_the_runner_restarts_it_and_loses_nothing(url, monkeypatch, method):
     class Gone(Exception):
@@ -503,7 +503,7 @@ async def test_a_bug_in_the_runner_restarts_it_and_loses_nothing(url, monkeypatc
                 turns._runner.wake() if turns._runner else None
                 await anyio.sleep(0.01)
             await turns.idle()
-        if method not in ("_launch", "_note_due"):
+        if method not in ("_take_up", "_note_due"):
             # These also run in the task of a caller, who then gets what they raise.
             await until(lambda: turns._runner and turns._runner._owner.id not in owners)
         assert await inbox.list("failed") == []

@@ -344,15 +344,15 @@ class InboxAdapter(Adapter, ABC):
             change.marks[item.mark] = batch.seen[item.mark] = item_id
             joins = self._joins(change, item_id)
         claim = None if claimant is None else rules.begin(change, claimant)
-        due = change.due_at_ms
-        if (due is not None and (claimant is None or due <= change.now_ms)) or joins:
+        due_in_ms = _until(change.due_at_ms, change.now_ms)
+        if (due_in_ms is not None and (claimant is None or due_in_ms == 0)) or joins:
             change.notify = True
         return Accepted(
             outcome,
             item_id,
             change.session.waiting_count,
             self._begun(change, claim),
-            _until(due, change.now_ms),
+            due_in_ms,
             tuple(ended),
             joins,
             self._happened(change),
@@ -752,10 +752,12 @@ class InboxAdapter(Adapter, ABC):
 
     def _apply(self, batch: _Batch) -> Applied:
         changes = [change for change in batch.changes.values() if change.is_changed]
-        own: dict[str, ItemRow] = {}
-        for change in changes:
-            for entry, item in change.added:
-                own[entry.id] = item_row(change.key, entry, item)
+        own = {
+            entry.id: item_row(change.key, entry, item)
+            for change in changes
+            for entry, item in change.added
+            if entry.id in self._wanted
+        }
         wanted = {item_id: key for item_id, key in self._wanted.items() if item_id not in own}
         guessed = batch.loaded.guessed.difference([change.key for change in changes])
         if not changes and not wanted and not self._wanted_groups:
@@ -774,20 +776,19 @@ class InboxAdapter(Adapter, ABC):
 
     def mark_expiry_ms(self, change: Change, item_id: str, mark: bytes) -> int:
         """When a mark of `change` may be swept."""
-        is_short = mark == short_mark(item_id)
-        return change.now_ms + (_SHORT_MARK_MS if is_short else self.dedupe_ms)
+        return change.now_ms + (_SHORT_MARK_MS if mark == short_mark(item_id) else self.dedupe_ms)
 
     def _next(
         self, change: Change, claimant: Claimant | None, *, has_failed: bool = False
     ) -> Claimed:
         claim = None if claimant is None else rules.begin(change, claimant)
         begun = self._begun(change, claim)
-        due = change.due_at_ms
-        if due is not None and (claimant is None or due <= change.now_ms):
+        due_in_ms = _until(change.due_at_ms, change.now_ms)
+        if due_in_ms is not None and (claimant is None or due_in_ms == 0):
             change.notify = True
         return Claimed(
             () if begun is None else (begun,),
-            _until(due, change.now_ms),
+            due_in_ms,
             has_failed,
             self._happened(change),
         )

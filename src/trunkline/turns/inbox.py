@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
@@ -202,8 +202,9 @@ class Inbox(Store[InboxAdapter]):
         finally:
             if runner is not None and claimant is not None:
                 runner.settle(claimant, accepted)
-        self._report(accepted.outcome, key, items=(accepted.item_id,), happened=accepted.happened)
-        if runner is not None:
+        self.report(accepted.outcome, key, items=(accepted.item_id,))
+        self.report_happened(accepted.happened)
+        if runner is not None and (accepted.ended or accepted.joins):
             runner.cancel_turns(accepted.ended)
             try:
                 await runner.refresh(accepted.joins)
@@ -253,7 +254,7 @@ class Inbox(Store[InboxAdapter]):
             NotFound: there is no such item.
         """
         discarded = await self._write(None, InboxAdapter.discard, item_id)
-        self._report_happened(discarded.happened)
+        self.report_happened(discarded.happened)
         self._wake()
         return discarded.count > 0
 
@@ -272,7 +273,7 @@ class Inbox(Store[InboxAdapter]):
         """
         key = _key_text(session_key)
         cancelled = await self._write(key, InboxAdapter.cancel, key, waiting)
-        self._report_happened(cancelled.happened)
+        self.report_happened(cancelled.happened)
         if self._runner is not None:
             self._runner.cancel_turns(cancelled.ended)
         self._wake()
@@ -311,6 +312,10 @@ class Inbox(Store[InboxAdapter]):
             ConfigurationError: it is encrypted with another key.
         """
         return decode_payload(what, encoded, self._cipher)
+
+    def items(self, rows: Sequence[ItemRow], attempt: int) -> tuple[Item, ...]:
+        """The items of a turn, of their rows."""
+        return tuple([self.item(row, attempt) for row in rows]) if rows else ()
 
     def item(self, row: ItemRow, attempt: int) -> Item:
         """An item of its row."""
@@ -377,23 +382,6 @@ class Inbox(Store[InboxAdapter]):
 
     def report_happened(self, happened: Iterable[Happening]) -> None:
         """Count and publish what an adapter has reported."""
-        self._report_happened(happened)
-
-    def report(self, name: str, key: str, **fields: Any) -> None:
-        """Count an event, and publish it if anybody listens."""
-        self._counts[name] += 1
-        if self.events.subscribers:
-            self.events.publish(
-                TurnEvent(name=name, instance=self.name, session_key=parse_key(key), **fields)
-            )
-
-    def _report(
-        self, name: str, key: str, happened: Iterable[Happening] = (), **fields: Any
-    ) -> None:
-        self.report(name, key, **fields)
-        self._report_happened(happened)
-
-    def _report_happened(self, happened: Iterable[Happening]) -> None:
         for one in happened:
             self.report(
                 one.name,
@@ -401,6 +389,14 @@ class Inbox(Store[InboxAdapter]):
                 items=one.item_ids,
                 attempt=one.attempt,
                 waited_ms=one.waited_ms,
+            )
+
+    def report(self, name: str, key: str, **fields: Any) -> None:
+        """Count an event, and publish it if anybody listens."""
+        self._counts[name] += 1
+        if self.events.subscribers:
+            self.events.publish(
+                TurnEvent(name=name, instance=self.name, session_key=parse_key(key), **fields)
             )
 
     def _wake(self) -> None:

@@ -690,6 +690,14 @@ class Runner:
         """Run a turn that the store has begun for this process."""
         if self._tasks is None:
             return  # it is given back with the owner
+        running = self._take_up(begun)
+        if self._idle:
+            self._idle.pop().give(running)
+        else:
+            self._tasks.start_soon(self._work, running)
+
+    def _take_up(self, begun: Begun) -> _Running:
+        """Count a turn among those that run here."""
         timeout = self.inbox.policy.turn_timeout_ms / 1000
         self._running[begun.id] = running = _Running(begun, monotonic() + timeout)
         self._urgent += begun.urgent
@@ -702,10 +710,7 @@ class Runner:
         if self._is_stopping:
             self._cancel(running, "stop")
         self._look_by(running.deadline)
-        if self._idle:
-            self._idle.pop().give(running)
-        else:
-            self._tasks.start_soon(self._work, running)
+        return running
 
     def _note_early(self, turn_id: str, what: Literal["ended", "joins"]) -> None:
         """Remember this for `_launch`. Most of them are turns of other processes."""
@@ -723,14 +728,16 @@ class Runner:
         worker = _Worker(self._loop)
         with anyio.CancelScope(shield=True):
             while running is not None:
-                await self._run_turn(running)
+                running = await self._run_turn(running)
+                if running is not None:
+                    continue
                 if self._tasks is None or self._is_stopping:
                     return
                 self._idle.append(worker)
                 running = await worker.next()
 
-    async def _run_turn(self, running: _Running) -> None:
-        """Run a turn, and have those begin that follow it at once."""
+    async def _run_turn(self, running: _Running) -> _Running | None:
+        """Run a turn, and have those begin that follow it at once: one of them in this task."""
         begun = running.begun
         try:
             error = await self._handle(running)
@@ -750,8 +757,12 @@ class Runner:
                 self._turn_ended.set()
         self.inbox.report_happened(claimed.happened)
         self._note_due(claimed.due_in_ms)
-        for following in claimed.begun:
-            self._launch(following)
+        if not claimed.begun or self._tasks is None:
+            return None
+        following, *others = claimed.begun
+        for begun in others:
+            self._launch(begun)
+        return self._take_up(following)
 
     async def _handle(self, running: _Running) -> Exception | None:
         """Run the handler; what it raised."""

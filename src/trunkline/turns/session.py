@@ -468,10 +468,7 @@ def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
 
 def _is_busy(claims: Sequence[Claim]) -> bool:
     """Whether any turn runs or ends."""
-    for claim in claims:
-        if claim.state != RETRYING:
-            return True
-    return False
+    return bool(claims) and any(claim.state != RETRYING for claim in claims)
 
 
 def _ready_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:

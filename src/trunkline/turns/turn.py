@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
@@ -55,17 +54,18 @@ class Turn:
         self.id = begun.id
         self.session_key = parse_key(begun.session)
         self.attempt = begun.attempt
-        self.items = tuple([inbox.item(row, begun.attempt) for row in begun.items])
-        self.skipped = tuple([inbox.item(row, begun.attempt) for row in begun.skipped])
-        self.resumed = tuple([item for item in self.items if item.id in begun.resumed])
+        self.items = inbox.items(begun.items, begun.attempt)
+        self.skipped = inbox.items(begun.skipped, begun.attempt)
+        resumed = begun.resumed
+        self.resumed = tuple([one for one in self.items if one.id in resumed]) if resumed else ()
         # Results of steps by name, as they are stored.
         self._steps = dict(begun.steps)
         # How often this attempt used a name, and what its steps are stored under.
-        self._uses: Counter[str] = Counter()
+        self._uses: dict[str, int] = {}
         self._used: set[str] = set()
         self._under_way: set[str] = set()
         # Items that may join: those that an earlier attempt took come first.
-        self._journal = [inbox.item(row, begun.attempt) for row in begun.taken]
+        self._journal = [*inbox.items(begun.taken, begun.attempt)]
         self._joining: list[Item] = []
         self._taken: list[Item] = []
         self._unstored: list[str] = []
@@ -206,8 +206,7 @@ class Turn:
             problem = f"is longer than {_LONGEST_NAME} bytes"
         if problem is not None:
             raise ConfigurationError(f"the name of a step {name!r:.80} {problem}")
-        self._uses[name] += 1
-        uses = self._uses[name]
+        self._uses[name] = uses = self._uses.get(name, 0) + 1
         key = name if uses == 1 else f"{name}#{uses}"
         while key in self._used:  # another step has this very name
             uses += 1
