@@ -84,7 +84,10 @@ async def our_turns(url: str) -> AsyncGenerator[Handle, None]:
         await rounds.end()
 
     policy = TurnPolicy(while_busy="queue", max_waiting=100_000)
-    async with Inbox(url) as inbox, Turns(inbox, handler, policy, max_running=4 * SESSIONS) as turns:
+    async with (
+        Inbox(url) as inbox,
+        Turns(inbox, handler, policy, max_running=4 * SESSIONS) as turns,
+    ):
         yield handle
         await turns.idle()
         counts = await inbox.counts()
