@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from hashlib import blake2b
@@ -488,15 +487,16 @@ class InboxAdapter(Adapter, ABC):
     def claim(self, claimant: Claimant, limit: int) -> Claimed:
         """Begin turns of the sessions that have waited longest."""
         page = limit = min(limit, _PAGE)
+        room = limit
         #: session → how many of its turns have begun.
-        counts: Counter[str] = Counter()
+        counts: dict[str, int] = {}
 
         def take_turns(change: Change) -> tuple[list[Begun], tuple[Happening, ...], int | None]:
+            nonlocal claimant, room
             # Not those of an earlier look, which another process has overtaken.
-            del counts[change.key]
-            nonlocal claimant
+            room += counts.pop(change.key, 0)
             started = []
-            while counts.total() < limit:
+            while room > 0:
                 claim = rules.begin(change, claimant)
                 if claim is None:
                     break
@@ -506,7 +506,8 @@ class InboxAdapter(Adapter, ABC):
                 found = self._begun(change, claim)
                 assert found is not None
                 started.append(found)
-                counts[change.key] += 1
+                room -= 1
+            counts[change.key] = len(started)
             # Also if nothing has begun: its due time may have been wrong.
             change.is_changed = True
             return started, self._happened(change), _until(change.due_at_ms, change.now_ms)
