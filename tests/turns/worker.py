@@ -188,6 +188,21 @@ async def _late_return(turn: Any, _journal: Journal) -> None:
             await anyio.sleep_forever()
 
 
+async def _until_cancelled(turn: Any, _journal: Journal) -> None:
+    """The first attempt at an item "long" lasts until it is cancelled."""
+    if turn.items[0].payload == "long" and turn.attempt == 1 and not turn.resumed:
+        await anyio.sleep_forever()
+
+
+async def _steered(turn: Any, journal: Journal) -> None:
+    """It lasts until an item "stop" has joined it."""
+    while True:
+        for item in await turn.receive():
+            journal.write("joined", turn.session_key.room_id, item.payload, monotonic())
+            if item.payload == "stop":
+                return
+
+
 async def _blocking(_turn: Any, _journal: Journal) -> None:
     """It blocks the event loop for two leases of a second."""
     sleep(2.0)  # noqa: ASYNC251 (that is the point)
@@ -203,6 +218,8 @@ _HANDLERS = {
     "endless at first": _endless_at_first,
     "poison": _poison,
     "late": _late,
+    "until cancelled": _until_cancelled,
+    "steered": _steered,
     "late return": _late_return,
     "blocking": _blocking,
 }

@@ -592,12 +592,14 @@ class Runner:
         finally:
             self._reserved -= room
         self._take_over(claimed)
-        if claimed.due_in_ms == 0:
+        if claimed.due_in_ms != 0:
+            return
+        if claimed.begun or not room:
             # There may be more. Without room for it, the end of a turn brings it.
             self._has_backlog = True
-            if not claimed.begun:
-                self._due_at = monotonic() + _LONGEST_PAUSE
-                self._has_backlog = self._free <= 0
+        else:
+            # It waits for a process that may run it. What came meanwhile is not forgotten.
+            self._due_at = min(self._due_at, monotonic() + _LONGEST_PAUSE)
 
     def _take_over(self, claimed: Claimed) -> None:
         self.inbox.report_happened(claimed.happened)

@@ -216,14 +216,10 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
 
     def due(self, limit: int, *, urgent_only: bool) -> tuple[list[str], int | None]:
         now_ms = self._now_ms()
-        parameters = {
-            "namespace": self.namespace,
-            "last": 0 if urgent_only else now_ms,
-            "limit": limit,
-        }
-        keys = [row[0] for row in self.database.execute(_DUE, parameters).rows]
-        later = self.database.execute(_NEXT_DUE, {"namespace": self.namespace, "now": now_ms}).rows
-        return keys, None if later[0][0] is None else max(later[0][0] - now_ms, 0)
+        latest = {"namespace": self.namespace, "last": 0 if urgent_only else now_ms}
+        keys = [row[0] for row in self.database.execute(_DUE, {**latest, "limit": limit}).rows]
+        ((later,),) = self.database.execute(_NEXT_DUE, latest).rows
+        return keys, None if later is None else max(later - now_ms, 0)
 
     def recover(self) -> int:
         parameters = {"in_namespace": self.namespace, "now": self._now_ms()}
@@ -473,7 +469,7 @@ _DUE = (
     .order_by(_due)
     .limit(sa.bindparam("limit"))
 )
-_NEXT_DUE = sa.select(sa.func.min(_due)).where(_mine(sessions), _due > sa.bindparam("now"))
+_NEXT_DUE = sa.select(sa.func.min(_due)).where(_mine(sessions), _due > sa.bindparam("last"))
 _RECOVER = (
     sa.update(sessions)
     .where(

@@ -71,6 +71,14 @@ class OrderTests:
             assert len(await box.claim(limit=3)) == 3
             assert len(await box.claim(limit=3)) == 1
 
+    async def test_a_process_without_room_learns_that_a_turn_is_due(
+        self, adapter: InboxAdapter
+    ) -> None:
+        async with open_box(adapter) as box:
+            await box.put("hi")
+            claimed = await box.claimed(Claimant(ONE, is_free=False))
+            assert (claimed.begun, claimed.due_in_ms) == ((), 0)
+
     async def test_a_claim_knows_when_the_next_turn_is_due(self, adapter: InboxAdapter) -> None:
         async with open_box(adapter, TurnPolicy(quiet_ms=50_000, max_quiet_ms=50_000)) as box:
             assert (await box.claimed(Claimant(ONE))).due_in_ms is None
