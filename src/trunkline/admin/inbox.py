@@ -109,6 +109,8 @@ def inspect_inbox(
 def retry_items(url: str, item_ids: Collection[str], *, namespace: str | None = None) -> None:
     """Let failed items wait again, as if they had just come. A bot that runs takes them at once.
 
+    It runs an event loop of its own: in one that runs already, use `Inbox.retry`.
+
     Raises:
         NotFound: there is no failed item with one of these ids; nothing was changed, unless it
             ceased to be failed meanwhile.
@@ -125,6 +127,8 @@ def discard_items(
     url: str, item_ids: Collection[str], *, namespace: str | None = None
 ) -> list[str]:
     """Remove items that wait or have failed.
+
+    It runs an event loop of its own: in one that runs already, use `Inbox.discard`.
 
     Returns:
         The ids of those that run now, and so were not removed.
