@@ -22,7 +22,7 @@ class Bot:
         #: The payloads of each turn, in the order in which they began.
         self.handled = []
         self.turns = []
-        self._held = set(held)
+        self._held = list(held)
         self._gates = {}
         self._begun = deque()
         self._arrived = anyio.Event()
@@ -48,7 +48,7 @@ class Bot:
         return self._begun.popleft()
 
     def let_go(self, payload):
-        self._held.discard(payload)
+        self._held = [one for one in self._held if one != payload]
         self._gate(payload).set()
 
     def _gate(self, payload):

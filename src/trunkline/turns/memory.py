@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import ClassVar, Self
 
 from msgspec.structs import replace
@@ -19,12 +19,16 @@ from trunkline.turns.adapter import (
     Owner,
     is_running,
     item_row,
+    short_mark,
 )
 from trunkline.turns.item import InboxCounts
 from trunkline.turns.policy import TurnPolicy
 from trunkline.turns.session import Change, Session
 
 __all__ = ("MemoryInboxAdapter",)
+
+#: Entries of the heap that are old and yet kept, besides as many as there are sessions.
+_OLD_ENTRIES = 64
 
 
 class MemoryInboxAdapter(InboxAdapter):
@@ -50,6 +54,8 @@ class MemoryInboxAdapter(InboxAdapter):
         self._failed: dict[str, ItemRow] = {}
         #: mark → item id and when it is over.
         self._marks: dict[bytes, tuple[str, int]] = {}
+        #: The same of items without an external id, which are over sooner.
+        self._short_marks: dict[bytes, tuple[str, int]] = {}
         self._steps: dict[str, dict[str, bytes]] = {}
         #: session → when its turn may begin; and the same as a heap with entries that may be old.
         self._due: dict[str, int] = {}
@@ -71,7 +77,7 @@ class MemoryInboxAdapter(InboxAdapter):
         sessions = {key: self._sessions[key] for key in keys if key in self._sessions}
         seen = {}
         for mark in marks:
-            known = self._marks.get(mark)
+            known = self._marks.get(mark) or self._short_marks.get(mark)
             if known is not None and known[1] > now_ms:
                 seen[mark] = known[0]
         return Loaded(now_ms, sessions, seen)
@@ -90,8 +96,9 @@ class MemoryInboxAdapter(InboxAdapter):
         for entry, item in change.added:
             rows[entry.id] = item_row(key, entry, item)
         for mark, item_id in change.marks.items():
-            self._marks.pop(mark, None)
-            self._marks[mark] = (item_id, self.mark_expiry_ms(change, item_id, mark))
+            marks = self._short_marks if mark == short_mark(item_id) else self._marks
+            marks.pop(mark, None)
+            marks[mark] = (item_id, self.mark_expiry_ms(change, item_id, mark))
         for item_id, payload in change.replaced.items():
             rows[item_id] = replace(rows[item_id], payload=payload)
         for entry, attempts, error in change.failed:
@@ -120,7 +127,13 @@ class MemoryInboxAdapter(InboxAdapter):
             self._due.pop(key, None)
         elif self._due.get(key) != due_at_ms:
             self._due[key] = due_at_ms
-            heappush(self._heap, (due_at_ms, key))
+            self._push(due_at_ms, key)
+
+    def _push(self, due_at_ms: int, key: str) -> None:
+        heappush(self._heap, (due_at_ms, key))
+        if len(self._heap) > 2 * len(self._due) + _OLD_ENTRIES:
+            self._heap = [(due_at_ms, key) for key, due_at_ms in self._due.items()]
+            heapify(self._heap)
 
     def peek(self, keys: Collection[str]) -> Mapping[str, Session]:
         return {key: self._sessions[key] for key in keys if key in self._sessions}
@@ -162,7 +175,7 @@ class MemoryInboxAdapter(InboxAdapter):
         late = [key for key, due_at_ms in self._due.items() if due_at_ms > now_ms]
         for key in late:
             self._due[key] = now_ms
-            heappush(self._heap, (now_ms, key))
+            self._push(now_ms, key)
         return len(late)
 
     # -- items -------------------------------------------------------------------------------------
@@ -195,9 +208,16 @@ class MemoryInboxAdapter(InboxAdapter):
 
     def sweep(self, limit: int) -> int:
         now_ms = self._clock()
-        expired = [mark for mark, (_, end) in self._marks.items() if end <= now_ms][:limit]
+        expired = []
+        # They are in the order of their ends, unless the clock was set back meanwhile.
+        for marks in (self._marks, self._short_marks):
+            for mark, (_, end) in marks.items():
+                if end > now_ms or len(expired) == limit:
+                    break
+                expired.append(mark)
         for mark in expired:
-            del self._marks[mark]
+            self._marks.pop(mark, None)
+            self._short_marks.pop(mark, None)
         return len(expired)
 
     # -- processes ---------------------------------------------------------------------------------
