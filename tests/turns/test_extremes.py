@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import Any
 
 import anyio
 import pytest
@@ -251,7 +252,8 @@ async def test_reminders_that_were_cancelled_leave_nothing_behind():
             await inbox.accept(key, "remind", delay_ms=HOUR_MS)
             await inbox.cancel(key)
         assert (await inbox.counts()).sessions == 0
-        assert len(inbox.adapter._heap) <= 100
+        adapter: Any = inbox.adapter
+        assert len(adapter._heap) <= 100
 
 
 async def test_no_item_that_comes_as_a_turn_ends_waits_for_another_one():
@@ -306,7 +308,8 @@ async def test_sessions_that_were_handled_leave_nothing_behind(count):
         await handle(500, 500 + count)
         gc.collect()
         after = len(gc.get_objects())
-        adapter, runner = inbox.adapter, turns._runner
+        adapter: Any = inbox.adapter
+        runner: Any = turns._runner
         left = [
             adapter._sessions,
             adapter._rows,

@@ -208,7 +208,7 @@ class MemoryInboxAdapter(InboxAdapter):
 
     def sweep(self, limit: int) -> int:
         now_ms = self._clock()
-        expired = []
+        expired: list[bytes] = []
         # They are in the order of their ends, unless the clock was set back meanwhile.
         for marks in (self._marks, self._short_marks):
             for mark, (_, end) in marks.items():
