@@ -62,6 +62,45 @@ async def test_on_failed_is_called_after_the_last_attempt_before_items_have_fail
         assert (item.payload, item.attempt) == ("1", 2)
 
 
+async def test_on_failed_that_hangs_is_given_up_after_the_time_of_a_handler(url):
+    async def hang(_turn, _error):
+        await anyio.sleep_forever()
+
+    async def answer(_):
+        raise ValueError("no answer")
+
+    policy = TurnPolicy(max_attempts=1, turn_timeout_ms=20)
+    async with running(url, answer, policy, on_failed=hang) as (inbox, turns):
+        await inbox.accept(KEY, "1")
+        await turns.idle()
+        assert (await inbox.counts()).failed == 1
+
+
+async def test_on_failed_that_hangs_while_the_turns_stop_is_called_again(url):
+    calls, begun = [], anyio.Event()
+
+    async def report(turn, error):
+        calls.append((turn.attempt, str(error)))
+        if len(calls) == 1:
+            begun.set()
+            await anyio.sleep_forever()
+
+    async def answer(_):
+        raise ValueError("no answer")
+
+    policy = TurnPolicy(max_attempts=1)
+    with anyio.fail_after(LIMIT):
+        async with Inbox(url) as inbox:
+            async with Turns(inbox, answer, policy, stop_timeout_ms=1, on_failed=report):
+                await inbox.accept(KEY, "1")
+                await begun.wait()
+            assert (await inbox.counts()).waiting == 1
+            async with Turns(inbox, answer, policy, on_failed=report) as turns:
+                await turns.idle()
+            assert (await inbox.counts()).failed == 1
+    assert calls == [(1, "no answer")] * 2
+
+
 async def test_after_a_failure_the_session_goes_on(url):
     class Failing(Bot):
         async def act(self, turn):

@@ -86,7 +86,8 @@ class Turns(Service):
         lease_ms: how long this process may stand still before others take its turns over.
         stop_timeout_ms: how long leaving waits for running turns before it cancels them.
         on_failed: called with a turn and the error of its last attempt, before its items become
-            `failed`; plain or async. It may be called again if the process dies in it.
+            `failed`; plain or async. It may be called again if the process dies or stops in it, and
+            may take as long as a handler.
         name: stands in events, logs and errors.
 
     Raises:
@@ -244,6 +245,7 @@ class _Running:
         "is_reported",
         "loss",
         "reason",
+        "reporting",
         "run_ms",
         "scope",
         "stuck_at",
@@ -270,8 +272,9 @@ class _Running:
         self.began_at = 0.0
         #: When it counts as stuck.
         self.stuck_at = float("inf")
-        #: Whether `on_failed` was called.
+        #: Whether `on_failed` was called, and the scope of a call under way.
         self.is_reported = False
+        self.reporting: anyio.CancelScope | None = None
 
     @property
     def item_ids(self) -> list[str]:
@@ -491,6 +494,8 @@ class Runner:
                 await self._settled()
         for running in [*self._running.values()]:
             self._cancel(running, "crash" if self._is_broken else "stop")
+            if running.reporting is not None:
+                running.reporting.cancel("stop")
         self._gives_up = True
         while self._running:
             await self._settled()
@@ -852,6 +857,8 @@ class Runner:
         is_final = running.turn is not None and running.turn.fatal is not None
         if is_final or begun.attempt >= policy.max_attempts:
             await self._report_failure(running, error)
+            if self._gives_up and not running.is_reported:
+                return await self._give_back(running)  # another attempt reports it
         claimed = await self.inbox.ask(
             begun.session,
             InboxAdapter.fail,
@@ -876,15 +883,28 @@ class Runner:
 
     async def _report_failure(self, running: _Running, error: Exception) -> None:
         on_failed = self._turns.on_failed
-        if on_failed is None or running.is_reported or running.turn is None:
+        if on_failed is None or running.turn is None:
+            running.is_reported = True
+        if running.is_reported or on_failed is None:
             return
-        try:
-            result = on_failed(running.turn, error)
-            if result is not None:
-                await result  # type: ignore[misc]
-        except Exception as bug:
-            _log.error("on_failed_raised", turns=self._turns.name, error=safe_repr(bug))
-        running.is_reported = True
+        # It may take as long as a handler.
+        with anyio.move_on_after(self.inbox.policy.turn_timeout_ms / 1000) as running.reporting:
+            try:
+                result = on_failed(running.turn, error)
+                if result is not None:
+                    await result  # type: ignore[misc]
+            except Exception as bug:
+                _log.error("on_failed_raised", turns=self._turns.name, error=safe_repr(bug))
+            except CancelledError as cancelled:
+                if running.reporting.cancel_called:
+                    raise
+                stray = _stray(cancelled)
+                _log.error("on_failed_raised", turns=self._turns.name, error=safe_repr(stray))
+        is_late = running.reporting.cancelled_caught
+        if is_late and not self._gives_up:
+            _log.error("on_failed_raised", turns=self._turns.name, error="it takes too long")
+        running.is_reported = not (is_late and self._gives_up)
+        running.reporting = None
 
     async def _end(self, running: _Running) -> Claimed:
         session = running.begun.session
