@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint, current_token
 
 from tests.turns.bots import KEY, LIMIT, Bot, payloads, running, until
 from trunkline import Inbox, TurnPolicy, Turns
+from trunkline.backends import ConnectionLost
 from trunkline.errors import ConfigurationError, NotFound, TurnLost
 from trunkline.turns import runner as runner_module
 
@@ -233,6 +234,34 @@ async def test_a_payload_that_cannot_be_read_fails_and_holds_up_nobody(url):
         await turns.idle()
         assert (await inbox.counts()).failed == 1
     assert bot.handled == [["2"]]
+
+
+@pytest.mark.parametrize("method", ["finish", "fail"])
+async def test_the_end_of_a_turn_whose_reply_was_lost_is_reported_as_what_it_was(url, method):
+    """The connection breaks after the commit: the runner asks again, and it is as it was."""
+    lost = []
+
+    async def answer(_):
+        if method == "fail":
+            raise ValueError("no answer")
+
+    async with running(url, answer, TurnPolicy(max_attempts=1)) as (inbox, turns):
+        events = listen(turns, "finished", "failed", "lost")
+        original = inbox.ask_once
+
+        async def ask_once(key, called, *args):
+            answered = await original(key, called, *args)
+            if called.__name__ == method and not lost:
+                lost.append(called)
+                raise ConnectionLost("the connection broke after the commit")
+            return answered
+
+        inbox.ask_once = ask_once
+        await inbox.accept(KEY, "1")
+        await until(lambda: events)
+        await turns.idle()
+        assert [event.name for event in events] == ["finished" if method == "finish" else "failed"]
+        assert len(lost) == 1
 
 
 # -- native cancellation -----------------------------------------------------------------------

@@ -420,13 +420,30 @@ class InboxAdapter(Adapter, ABC):
         is_final: bool,
         jitter: float,
         claimant: Claimant | None,
+        item_ids: Sequence[str] = (),
+        again: bool = False,
     ) -> Claimed:
         """A handler has raised: the turn is tried again later, or its items have failed.
+
+        Args:
+            key: the session.
+            turn_id: the turn.
+            taken: items that joined it.
+            error: what its handler raised, as text.
+            is_final: whether another attempt is of no use.
+            jitter: a factor for the delay, around 1.
+            claimant: who takes the session's next turn.
+            item_ids: all of its items.
+            again: whether the reply to an earlier call was lost.
 
         Raises:
             TurnLost: the turn may do nothing any more.
         """
         change = self._batch_of_call.change(key)
+        if again and rules.is_retrying(change, turn_id):
+            return self._next(change, claimant)
+        if again and item_ids and rules.is_finished(change, turn_id, item_ids):
+            return self._next(change, claimant, has_failed=True)
         rules.take(change, turn_id, taken)
         has_failed = rules.fail(change, turn_id, error, is_final=is_final, jitter=jitter)
         return self._next(change, claimant, has_failed=has_failed)

@@ -823,7 +823,7 @@ class Runner:
                         f"the handler ran longer than {self.inbox.policy.turn_timeout_ms} ms"
                     )
                 if error is not None:
-                    return await self._fail(running, error)
+                    return await self._fail(running, error, again)
                 return await self._finish(running, again)
             except TurnLost as loss:
                 running.reason, running.loss = "lost", loss
@@ -852,14 +852,15 @@ class Runner:
         self._report("finished", running, run_ms=running.run_ms)
         return claimed
 
-    async def _fail(self, running: _Running, error: Exception) -> Claimed:
+    async def _fail(self, running: _Running, error: Exception, again: bool) -> Claimed:
         begun, policy = running.begun, self.inbox.policy
         is_final = running.turn is not None and running.turn.fatal is not None
         if is_final or begun.attempt >= policy.max_attempts:
             await self._report_failure(running, error)
             if self._gives_up and not running.is_reported:
                 return await self._give_back(running)  # another attempt reports it
-        claimed = await self.inbox.ask(
+        # As of `finish`.
+        claimed = await self.inbox.ask_once(
             begun.session,
             InboxAdapter.fail,
             begun.session,
@@ -869,6 +870,8 @@ class Runner:
             is_final,
             random.uniform(0.75, 1.25),
             self._next_claimant(),
+            running.item_ids,
+            again,
         )
         _log.warning(
             "turn_failed",

@@ -83,6 +83,7 @@ __all__ = (
     "find_claim",
     "finish",
     "is_finished",
+    "is_retrying",
     "joinable",
     "replace",
     "revive",
@@ -654,6 +655,11 @@ def fail(change: Change, turn_id: str, error: str, *, is_final: bool, jitter: fl
     claim.error = error
     _rest(change, claim, change.now_ms + int(delay_ms * jitter))
     return False
+
+
+def is_retrying(change: Change, turn_id: str) -> bool:
+    """Whether a turn waits for another attempt than this one."""
+    return any(one.id == turn_id and one.state == RETRYING for one in change.session.claims)
 
 
 def stop(change: Change, turn_id: str) -> None:

@@ -147,6 +147,35 @@ class FenceTests:
             await box.finish(claimed.begun[0], again=True)
             assert (await box.inbox.counts()).sessions == 0
 
+    async def test_a_failure_whose_reply_was_lost_can_be_repeated(
+        self, adapter: InboxAdapter
+    ) -> None:
+        async with open_box(adapter, TurnPolicy(retry_delay_ms=0, max_attempts=2)) as box:
+            await box.put_all("one")
+            begun = await box.begin()
+            first = await box.fail(begun)
+            repeated = await box.fail(begun, again=True)
+            assert (first.has_failed, repeated.has_failed) == (False, False)
+            begun = await box.begin()
+            assert begun.attempt == 2
+            first = await box.fail(begun)
+            repeated = await box.fail(begun, again=True)
+            assert (first.has_failed, repeated.has_failed) == (True, True)
+            assert await box.texts("failed") == "one"
+
+    @pytest.mark.parametrize("lose", [_taken_over, _cancelled, _interrupted])
+    async def test_a_repeated_failure_of_a_lost_turn_is_refused(
+        self, adapter: InboxAdapter, lose: Callable[[Box, Begun], Awaitable[None]]
+    ) -> None:
+        async with open_box(adapter) as box:
+            await box.put_all("one")
+            begun = await box.begin()
+            await lose(box, begun)
+            before = await box.look()
+            with pytest.raises(TurnLost):
+                await box.fail(begun, again=True)
+            assert await box.look() == before
+
     async def test_a_repeated_finish_that_was_not_done_before_is_done_now(
         self, adapter: InboxAdapter
     ) -> None:

@@ -223,8 +223,11 @@ class Box:
         is_final: bool = False,
         jitter: float = 1.0,
         claimant: Claimant | None = None,
+        again: bool = False,
     ) -> Claimed:
-        args = (begun.session, begun.id, taken, error, is_final, jitter, claimant)
+        item_ids = [row.id for row in (*begun.items, *begun.skipped)]
+        turn = (begun.session, begun.id, taken)
+        args = (*turn, error, is_final, jitter, claimant, item_ids, again)
         claimed: Claimed = await self.call(begun.session, InboxAdapter.fail, *args)
         return claimed
 
