@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.5
 _LONGEST_BLOCK_SECONDS = 60.0
 
 #: How long one wait for a notice takes, in milliseconds, and the pause after an error, in seconds.
-_WAIT_MS, _PAUSE_SECONDS = 1_000, 0.5
+_WAIT_MS, _PAUSE_SECONDS = 100, 0.5
 
 
 class _Background:
@@ -39,8 +39,12 @@ class _Background:
         self._thread.start()
 
     def stop(self) -> None:
-        """End soon. A thread that waits for a server is not waited for."""
+        """End soon."""
         self._stopped.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, but not for a server that does not answer."""
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         try:
@@ -86,9 +90,14 @@ class Heartbeat(_Background):
         self._on_beat = on_beat
         self._on_dead = on_dead
         self._ticked = monotonic()
+        self._is_asked = False
         #: owner → its counter, and since when it stands still.
         self._seen: dict[str, tuple[int, float]] = {}
         self._others: dict[str, Owner] = {}
+
+    def beat_soon(self) -> None:
+        """Other processes have changed something: there may be new ones among them."""
+        self._is_asked = True
 
     def _run(self) -> None:
         interval = self._owner.lease_ms / 3000
@@ -99,7 +108,8 @@ class Heartbeat(_Background):
             if now - looked_at > max(3 * pause, interval):
                 self._seen.clear()  # this process stood still itself
             looked_at = now
-            if now >= beat_at:
+            if now >= beat_at or self._is_asked:
+                self._is_asked = False
                 beat_at = now + interval
                 self._beat()
             for owner in [*self._others.values()]:

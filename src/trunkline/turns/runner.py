@@ -359,6 +359,7 @@ class Runner:
         self._turn_ended = anyio.Event()
         #: Whether turns that the store cannot be told of are left to others.
         self._gives_up = False
+        self._heartbeat: Heartbeat | None = None
         self._failure: Exception | None = None
         self._is_broken = False
         self.started_at: float | None = None
@@ -449,10 +450,10 @@ class Runner:
         await self.inbox.ask(None, InboxAdapter.register, self._owner)
         threads: list[Heartbeat | Listener] = []
         if adapter.blocking:
-            threads = [
-                Heartbeat(adapter.sibling(), self._owner, self._on_beat, self._dead_soon),
-                Listener(adapter.sibling(), self._on_notice),
-            ]
+            self._heartbeat = Heartbeat(
+                adapter.sibling(), self._owner, self._on_beat, self._dead_soon
+            )
+            threads = [self._heartbeat, Listener(adapter.sibling(), self._on_notice)]
         try:
             async with open_task_group() as self._tasks:
                 for thread in threads:
@@ -474,6 +475,9 @@ class Runner:
                 thread.stop()
             with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
                 await self._leave()
+            with anyio.CancelScope(shield=True):
+                for thread in threads:
+                    await anyio.to_thread.run_sync(thread.join, _LEAVE_SECONDS)
 
     async def _leave(self) -> None:
         owner_id = self._owner.id
@@ -654,6 +658,8 @@ class Runner:
             self._wake.set()
 
     def _on_notice(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.beat_soon()
         self._is_noticed = True
         self.wake()
 
