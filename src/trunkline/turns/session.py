@@ -425,7 +425,7 @@ def begin(change: Change, claimant: Claimant) -> Claim | None:
         return None
     ordinary = [claim for claim in session.claims if not claim.urgent]
     is_concurrent = policy.while_busy == "concurrent"
-    if not is_concurrent and _is_busy(ordinary):
+    if ordinary and not is_concurrent and any(claim.state != RETRYING for claim in ordinary):
         return None
     for claim in ordinary:
         if claim.state == RETRYING and _is_due(claim, now_ms):
@@ -450,14 +450,16 @@ def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
     if waiting and waiting[0].urgent:
         return 0
     due = [entry.arrived_at_ms for entry in session.delayed if entry.urgent]
+    is_concurrent = policy.while_busy == "concurrent"
     ordinary: list[Claim] = []
+    is_busy = False
     for claim in session.claims:
         if not claim.urgent:
             ordinary.append(claim)
+            is_busy = is_busy or claim.state != RETRYING
         elif claim.state == RETRYING:
             due.append(claim.due_at_ms)
-    is_concurrent = policy.while_busy == "concurrent"
-    if is_concurrent or not _is_busy(ordinary):
+    if is_concurrent or not is_busy:
         due += [claim.due_at_ms for claim in ordinary if claim.state == RETRYING]
         if not ordinary or (is_concurrent and not any(map(_is_alone, ordinary))):
             ready = _ready_at(session, policy, now_ms)
@@ -465,11 +467,6 @@ def due_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
                 due.append(ready)
             due += [entry.arrived_at_ms for entry in session.delayed]
     return min(due, default=None)
-
-
-def _is_busy(claims: Sequence[Claim]) -> bool:
-    """Whether any turn runs or ends."""
-    return bool(claims) and any(claim.state != RETRYING for claim in claims)
 
 
 def _ready_at(session: Session, policy: TurnPolicy, now_ms: int) -> int | None:
