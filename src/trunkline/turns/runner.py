@@ -378,7 +378,10 @@ class Runner:
             return None
         # A session whose turn runs here needs no room: the end of that turn has it.
         is_busy = key in self._sessions and self.inbox.policy.while_busy != "concurrent"
-        is_free = not is_busy and self._free > 0 and not self._has_backlog
+        # It may just have ended, though: where there is much room, some is kept for the item, which
+        # would have to be claimed otherwise.
+        spare = self._turns.max_running // 4 if is_busy else 0
+        is_free = self._free > spare and not self._has_backlog
         if is_free:
             self._reserved += 1
         return Claimant(self._owner.id, is_free)
@@ -588,7 +591,8 @@ class Runner:
 
     async def _claim(self) -> None:
         """Begin what is due, as far as there is room."""
-        room = max(self._free, 0)
+        # Not all of the room: items that come meanwhile would have to be claimed as well.
+        room = (max(self._free, 0) + 1) // 2
         claimant = Claimant(self._owner.id, room > 0, not self._has_suspect)
         # Cleared before the look: what comes meanwhile is noticed.
         self._has_backlog, self._due_at = False, float("inf")
@@ -605,7 +609,7 @@ class Runner:
             return
         if claimed.begun or not room:
             # There may be more. Without room for it, the end of a turn brings it.
-            self._has_backlog = True
+            self._note_due(0)
         else:
             # It waits for a process that may run it. What came meanwhile is not forgotten.
             self._due_at = min(self._due_at, monotonic() + _LONGEST_PAUSE)
@@ -936,10 +940,10 @@ class Runner:
         self.inbox.report(name, begun.session, attempt=begun.attempt, **fields)
 
     def _next_claimant(self) -> Claimant | None:
-        """Whoever ends a turn has room for another, unless others have waited longer."""
+        """Whoever ends a turn has room for another, unless others have waited longer for room."""
         if self._is_stopping or self._failure is not None:
             return None
-        is_free = not self._has_backlog and self._free >= 0
+        is_free = self._free >= (1 if self._has_backlog else 0)
         return Claimant(self._owner.id, is_free)
 
     async def _journal(self, turn: Turn) -> None:
