@@ -343,9 +343,13 @@ async def test_at_most_max_running_turns_run_at_once(url):
         nonlocal now, most
         now += 1
         most = max(most, now)
-        await anyio.sleep(0.001)
+        if now == 3:
+            full.set()
+        await full.wait()
+        await anyio.sleep(0.001)  # time for a fourth one
         now -= 1
 
+    full = anyio.Event()
     policy = TurnPolicy(while_busy="concurrent")
     async with running(url, answer, policy, max_running=3) as (inbox, turns):
         for number in range(30):
