@@ -393,6 +393,9 @@ class Runner:
         if accepted is None:
             self.find_orphans()
             return
+        self._supervised(self._take_note)(accepted)
+
+    def _take_note(self, accepted: Accepted) -> None:
         if accepted.begun is not None:
             self._launch(accepted.begun)
         self._note_due(accepted.due_in_ms)
@@ -454,9 +457,13 @@ class Runner:
         threads: list[Heartbeat | Listener] = []
         if adapter.blocking:
             self._heartbeat = Heartbeat(
-                adapter.sibling(), self._owner, self._on_beat, self._dead_soon
+                adapter.sibling(),
+                self._owner,
+                self._supervised(self._on_beat),
+                self._supervised(self._dead_soon),
             )
-            threads = [self._heartbeat, Listener(adapter.sibling(), self._on_notice)]
+            listener = Listener(adapter.sibling(), self._supervised(self._on_notice))
+            threads = [self._heartbeat, listener]
         try:
             async with open_task_group() as self._tasks:
                 for thread in threads:
@@ -632,6 +639,18 @@ class Runner:
 
     # -- from the threads --------------------------------------------------------------------------
 
+    def _supervised(self, function: Callable[..., object]) -> Callable[..., None]:
+        """`function` for a caller that cannot do anything about a bug of the runner."""
+
+        def call(*args: object) -> None:
+            try:
+                function(*args)
+            except Exception as error:
+                self._failure = self._failure or error
+                self._wake.set()
+
+        return call
+
     def _on_beat(self, beat: Beat) -> None:
         """Compare what the store believes to run here with what runs here."""
         if self._tasks is None:
@@ -745,7 +764,14 @@ class Runner:
         worker = _Worker(self._loop)
         with anyio.CancelScope(shield=True):
             while running is not None:
-                running = await self._run_turn(running)
+                turn_id = running.begun.id
+                try:
+                    running = await self._run_turn(running)
+                except Exception:
+                    # A bug of the runner, which must not wait for this turn when it ends.
+                    self._is_broken = True
+                    self._running.pop(turn_id, None)
+                    raise
                 if running is not None:
                     continue
                 if self._tasks is None or self._is_stopping:
