@@ -6,13 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 
 import msgspec
 import psutil
 
 #: What looks like a disk and is memory, where a commit costs nothing.
 IN_MEMORY = {"tmpfs", "ramfs"}
+
+
+#: A disk that was idle takes longer; as long as `Turns.idle` waits between two looks.
+_PAUSE_SECONDS = 0.02
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,15 +46,18 @@ def _time_fsync(folder: Path, times: int = 100) -> float:
 
 
 def time_fdatasync(folder: Path, times: int) -> list[int]:
-    """How long it takes to write 4 KiB and have them on the disk, in ns, sorted."""
-    return sorted(_time(getattr(os, "fdatasync", os.fsync), folder, times))
+    """How long it takes a disk that was idle to have 4 KiB written, in ns, sorted."""
+    return sorted(_time(getattr(os, "fdatasync", os.fsync), folder, times, _PAUSE_SECONDS))
 
 
-def _time(sync: Callable[[int], None], folder: Path, times: int) -> list[int]:
+def _time(
+    sync: Callable[[int], None], folder: Path, times: int, pause_seconds: float = 0
+) -> list[int]:
     file = os.open(folder / "fsync", os.O_CREAT | os.O_WRONLY)
     took = []
     try:
         for _ in range(times):
+            sleep(pause_seconds)
             started = perf_counter_ns()
             os.write(file, bytes(4096))
             sync(file)
