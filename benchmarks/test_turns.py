@@ -186,7 +186,7 @@ def test_latency(race, portal, scale, disk, url, backend, place):
         race.add(
             Row(
                 section=f"turns, {backend}",
-                work=f"accept → handler{' elsewhere' if elsewhere else ''}, idle: p{percent}",
+                work=f"accept → handler{' elsewhere' if elsewhere else ''}, {backend}: p{percent}",
                 figure=min(laps[(len(laps) - 1) * percent // 100] for laps, _ in rounds),
                 unit="ns",
                 against="fdatasync, p50",
@@ -248,7 +248,7 @@ def test_claim(race, portal, scale, url, backend):
     race.add(
         Row(
             section=f"turns, {backend}",
-            work=f"claim of {CLAIMED}, {many:,} sessions wait",
+            work=f"claim of {CLAIMED}, {many:,} sessions wait, {backend}",
             figure=best["ours"],
             unit="ns",
             against=f"{few:,} wait",
@@ -289,7 +289,7 @@ def test_heartbeat(race, portal, scale, url, backend):
     race.add(
         Row(
             section=f"turns, {backend}",
-            work=f"heartbeat beside {PROCESSES - 1} other processes",
+            work=f"heartbeat beside {PROCESSES - 1} other processes, {backend}",
             figure=best["ours"],
             unit="ns",
             against="of the only process",

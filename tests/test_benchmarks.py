@@ -97,15 +97,15 @@ for place, against, budget in (
     section = f"turns, {place}"
     STORE_ROWS |= {
         (section, RATE, against): budget,
-        (section, "accept → handler, idle: p50", SYNC): 6 if place == "SQLite" else None,
-        (section, "accept → handler, idle: p99", SYNC): None,
-        (section, "claim of 16, 200 sessions wait", "32 wait"): None,
-        (section, "heartbeat beside 99 other processes", "of the only process"): None,
+        (section, f"accept → handler, {place}: p50", SYNC): 6 if place == "SQLite" else None,
+        (section, f"accept → handler, {place}: p99", SYNC): None,
+        (section, f"claim of 16, 200 sessions wait, {place}", "32 wait"): None,
+        (section, f"heartbeat beside 99 other processes, {place}", "of the only process"): None,
     }
     if place != "memory":
         STORE_ROWS |= {
-            (section, "accept → handler elsewhere, idle: p50", SYNC): None,
-            (section, "accept → handler elsewhere, idle: p99", SYNC): None,
+            (section, f"accept → handler elsewhere, {place}: p50", SYNC): None,
+            (section, f"accept → handler elsewhere, {place}: p99", SYNC): None,
         }
 
 #: What the report says is left out → the sections and peers that are, then.
