@@ -826,7 +826,9 @@ class Runner:
                 if begun.attempt > self.inbox.policy.max_attempts:
                     # It has killed as many processes as it may.
                     raise _Died(begun.error)
-                if running.has_joins and self._tasks is not None:
+                # What came between two attempts waits, and may join the second one.
+                is_steered = begun.attempt > 1 and self.inbox.policy.while_busy == "steer"
+                if (running.has_joins or is_steered) and self._tasks is not None:
                     self._tasks.start_soon(self._refresh, running)
                 await turns.handler(running.turn)
                 running.has_returned = True
