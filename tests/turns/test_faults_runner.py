@@ -159,6 +159,7 @@ async def cancelled_at(number, form, step, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_start_with_very_many_sessions_that_wait_takes_little_time_and_memory(tmp_path):
     url, count = f"sqlite:///{tmp_path / 'bot.db'}", 20_000
     most, handled = 0, 0
