@@ -546,7 +546,7 @@ class InboxAdapter(Adapter, ABC):
         return Claimed(tuple(begun), next_due_ms, False, tuple(happened))
 
     def bury(self, owner_id: str, limit: int) -> tuple[int, tuple[Happening, ...]]:
-        """Give back up to `limit` sessions of a process that is dead; how many there were."""
+        """Give back up to `limit` sessions of a process that is dead; how many were given back."""
         self.mark_buried(owner_id)
         keys = self.sessions_of(owner_id, limit)
 
@@ -558,7 +558,8 @@ class InboxAdapter(Adapter, ABC):
             return self._happened(change)
 
         happened = self._each(keys, give_back)
-        return len(keys), tuple([one for events in happened for one in events])
+        # Without those that cannot be read: whoever asks until there are no more would never end.
+        return len(happened), tuple([one for events in happened for one in events])
 
     def forget(self, key: str, turn_id: str) -> None:
         """Give back a turn that the store has and its owner does not know: its reply was lost."""
@@ -636,7 +637,7 @@ class InboxAdapter(Adapter, ABC):
             rules.revive(change, Entry(row.id, row.accepted_at_ms, b"", row.alone, row.urgent))
 
         row = failed()
-        self._each([row.session], revive)
+        self._one(row.session, revive)
 
     def discard(self, item_id: str) -> Cancelled:
         """Remove an item that waits, also for another attempt, or has failed; none that runs.
@@ -659,8 +660,7 @@ class InboxAdapter(Adapter, ABC):
                 change.notify = change.notify or change.due_at_ms is not None
             return self._happened(change)
 
-        (happened,) = self._each([row.session], discard)
-        return _discarded(happened)
+        return _discarded(self._one(row.session, discard))
 
     # -- batches -----------------------------------------------------------------------------------
 
@@ -735,8 +735,18 @@ class InboxAdapter(Adapter, ABC):
                     call.value = _with_rows(call.value, applied)
             calls = again
 
-    def _each(self, keys: Sequence[str], function: Callable[[Change], Any]) -> list[Any]:
-        """Change sessions, each with `function`; what it returned for each."""
+    def _one(self, key: str, function: Callable[[Change], Any]) -> Any:
+        """Change one session with `function`; what it returned."""
+        (result,) = self._each([key], function, skip_failed=False)
+        return result
+
+    def _each(
+        self, keys: Sequence[str], function: Callable[[Change], Any], *, skip_failed: bool = True
+    ) -> list[Any]:
+        """Change sessions, each with `function`; what it returned for each.
+
+        One that cannot be read or written must not hold up the others, and so is left out.
+        """
         results: dict[str, Any] = {}
         left = list(dict.fromkeys(keys))
         while left:
@@ -746,14 +756,13 @@ class InboxAdapter(Adapter, ABC):
                     try:
                         results[key] = function(batch.change(key))
                     except TrunklineError:
-                        if len(keys) == 1:
+                        if not skip_failed:
                             raise
-                        continue  # one that cannot be read must not hold up the others
                 applied = self._apply(batch)
             finally:
                 self._batch = None
             for key, error in applied.errors.items():
-                if len(keys) == 1:
+                if not skip_failed:
                     raise error
                 del results[key]
             for key in left:

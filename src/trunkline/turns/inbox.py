@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import Any, Protocol, Self, TypeVar, get_args
 
 import anyio
 from uuid_utils import uuid7
@@ -34,11 +34,8 @@ from trunkline.turns.adapter import (
 from trunkline.turns.events import TurnEvent
 from trunkline.turns.item import InboxCounts, Item, ItemState, Receipt
 from trunkline.turns.policy import LONGEST_DELAY_MS, TurnPolicy
-from trunkline.turns.session import NewItem
+from trunkline.turns.session import Claimant, NewItem
 from trunkline.validation import require_non_negative, require_positive, text_problem
-
-if TYPE_CHECKING:
-    from trunkline.turns.runner import Runner
 
 __all__ = ("Inbox", "decode_payload")
 
@@ -52,6 +49,24 @@ _LONGEST_KEY, _LONGEST_ID = 1_000, 1_000
 
 #: What an encoded payload begins with.
 _PLAIN, _ENCRYPTED = b"0", b"1"
+
+
+class InboxRunner(Protocol):
+    """What runs the turns of this process, as the inbox sees it."""
+
+    def reserve(self, key: str) -> Claimant | None: ...
+
+    def settle(self, claimant: Claimant, accepted: Accepted | None) -> None: ...
+
+    def cancel_turns(self, turn_ids: Sequence[str]) -> None: ...
+
+    async def refresh(self, turn_ids: Sequence[str]) -> None: ...
+
+    def refresh_soon(self, turn_ids: Sequence[str]) -> None: ...
+
+    def find_orphans(self) -> None: ...
+
+    def wake(self) -> None: ...
 
 
 class Inbox(Store[InboxAdapter]):
@@ -133,7 +148,7 @@ class Inbox(Store[InboxAdapter]):
         self._sweep_interval_ms = require_positive("sweep_interval_ms", sweep_interval_ms)
         self._cipher = None if encryption_key is None else Cipher(encryption_key)
         #: The turns of this process, while they run.
-        self._runner: Runner | None = None
+        self._runner: InboxRunner | None = None
         #: event → how often it happened.
         self._counts: Counter[str] = Counter()
 
@@ -349,7 +364,7 @@ class Inbox(Store[InboxAdapter]):
                 if self._runner is not None:
                     self._runner.find_orphans()
 
-    def attach(self, runner: Runner) -> None:
+    def attach(self, runner: InboxRunner) -> None:
         """The turns of this process begin to run.
 
         Raises:
@@ -359,7 +374,7 @@ class Inbox(Store[InboxAdapter]):
             raise ConfigurationError(f"{self.name} has turns already: one Turns an Inbox object")
         self._runner = runner
 
-    def detach(self, runner: Runner) -> None:
+    def detach(self, runner: InboxRunner) -> None:
         """The turns of this process end."""
         if self._runner is runner:
             self._runner = None

@@ -176,7 +176,6 @@ class SQLInboxAdapter(SQLAdapter, InboxAdapter):
 
     def _adopt(self, database: Database) -> None:
         super()._adopt(database)
-        self.readers = 0 if database.is_memory else 1
         # What the server's clock is ahead of the monotonic clock, and until when that counts.
         self._ahead_ms, self._ahead_until = 0, 0.0
 

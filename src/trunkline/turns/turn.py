@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import anyio
 
 from trunkline.errors import ConfigurationError, TurnLost
 from trunkline.routing.key import SessionKey
 from trunkline.turns.adapter import Begun, InboxAdapter
-from trunkline.turns.inbox import parse_key
+from trunkline.turns.inbox import Inbox, parse_key
 from trunkline.turns.item import Item
 from trunkline.validation import text_problem
-
-if TYPE_CHECKING:
-    from trunkline.turns.runner import Runner
 
 __all__ = ("Turn",)
 
@@ -27,6 +24,16 @@ _LARGEST_STEP = 1_000_000
 
 #: Longer names would not fit into the index of every database.
 _LONGEST_NAME = 1_000
+
+
+class TurnRunner(Protocol):
+    """What runs a turn, as the turn sees it."""
+
+    inbox: Inbox
+
+    def journal(self, turn: Turn) -> None: ...
+
+    def lose(self, turn: Turn, loss: TurnLost) -> None: ...
 
 
 class Turn:
@@ -47,7 +54,7 @@ class Turn:
     #: Those of `items` that come from a turn which was interrupted.
     resumed: tuple[Item, ...]
 
-    def __init__(self, runner: Runner, begun: Begun) -> None:
+    def __init__(self, runner: TurnRunner, begun: Begun) -> None:
         inbox = runner.inbox
         self._runner = runner
         self._begun = begun
